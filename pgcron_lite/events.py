@@ -1,0 +1,88 @@
+"""What can be heard: the names of everything that happens, what each brings along, and the dispatcher.
+
+A receiver is called after the fact, with those of the event's values it names as parameters. One that fails is
+logged and forgotten: no job ever pays for it. `job_enqueuing` alone is called before, so that headers can be added.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from .errors import OptionError, near_miss
+
+logger = logging.getLogger(__name__)
+
+Receiver = Callable[..., object]
+
+# Event: what its receivers may ask for.
+EVENTS: dict[str, tuple[str, ...]] = {
+    "job_enqueuing": ("task", "headers"),
+    "job_enqueued": ("task", "job_id"),
+    "job_started": ("job",),
+    "job_done": ("job", "seconds"),
+    "job_retrying": ("job", "seconds", "error", "delay"),
+    "job_snoozed": ("job", "seconds", "delay"),
+    "job_failed": ("job", "seconds", "error"),
+    "job_cancelled": ("job", "seconds", "reason"),
+    "job_released": ("job",),
+    "job_lost": ("job",),
+    "job_rescued": ("job",),
+    "worker_started": ("worker",),
+    "worker_stopping": ("worker",),
+    "worker_stopped": ("worker",),
+}
+
+
+class Events:
+    """Who wants to hear of what."""
+
+    def __init__(self) -> None:
+        self._receivers: dict[str, list[tuple[Receiver, tuple[str, ...] | None]]] = defaultdict(list)
+
+    def add(self, event: str, receiver: Receiver) -> None:
+        if event not in EVENTS:
+            near = near_miss(event, EVENTS) or "."
+            raise OptionError(f"there is no event {event!r}{near} The events: {', '.join(EVENTS)}")
+        self._receivers[event].append((receiver, _wanted(event, receiver)))
+
+    def send(self, event: str, **values: Any) -> None:
+        """Tell every receiver; what they raise is logged and goes no further."""
+        for receiver, wanted in self._receivers.get(event, ()):
+            try:
+                receiver(**(values if wanted is None else {name: values[name] for name in wanted}))
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                # Not Exception: what a receiver meets may be a gevent.Timeout or a sys.exit, and we stand in the
+                # loop of a worker.
+                logger.exception("the receiver %s of %s failed", _name(receiver), event)
+
+    def wants(self, event: str) -> bool:
+        """Does anybody listen? Spares the sender the work of saying it."""
+        return bool(self._receivers.get(event))
+
+
+def _wanted(event: str, receiver: Receiver) -> tuple[str, ...] | None:
+    """The values a receiver asks for by the names of its parameters; None for all of them."""
+    if not callable(receiver):
+        raise OptionError(f"a receiver of {event!r} must be callable, got {receiver!r}")
+    parameters = inspect.signature(receiver).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    for p in parameters:
+        if p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
+            raise OptionError(f"{_name(receiver)} takes {p.name!r} by position; receivers are called with keywords")
+        if p.name not in EVENTS[event] and p.default is p.empty:
+            raise OptionError(
+                f"{_name(receiver)} asks for {p.name!r}, which {event!r} does not bring"
+                f"{near_miss(p.name, EVENTS[event]) or '.'} It brings: {', '.join(EVENTS[event])}"
+            )
+    return tuple(p.name for p in parameters if p.name in EVENTS[event] and p.kind is not p.POSITIONAL_ONLY)
+
+
+def _name(receiver: Receiver) -> str:
+    return getattr(receiver, "__qualname__", repr(receiver))

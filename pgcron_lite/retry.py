@@ -1,0 +1,173 @@
+"""What happens after an attempt went wrong: how long to wait, how often to try, when to give up.
+
+`decide` is the whole policy as a pure function. `Retry`, `Snooze` and `Cancel` are raised by tasks to overrule it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from . import moment
+from .errors import OptionError
+from .job import Job, Outcome
+
+Duration = str | int | float | timedelta
+Errors = tuple[type[BaseException], ...]
+
+
+class Steer(Exception):
+    """Raised by a task to say what should happen to its job. Not an error."""
+
+
+class Retry(Steer):
+    """Try again after `after` (or the task's backoff); counts as an attempt like any failure."""
+
+    def __init__(self, after: Duration | None = None, reason: str = "the task asked for a retry") -> None:
+        super().__init__(reason)
+        self.after = None if after is None else moment.duration(after, name="after")
+
+
+class Snooze(Steer):
+    """Not now: run again after `delay`. The attempt is given back."""
+
+    def __init__(self, delay: Duration) -> None:
+        super().__init__(f"snoozed for {delay}")
+        self.delay = moment.duration(delay, name="delay")
+
+
+class Cancel(Steer):
+    """Stop here for good, for `reason`; the job ends as cancelled, not as failed."""
+
+    def __init__(self, reason: str = "the task cancelled itself") -> None:
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Backoff:
+    """How long to wait before the next attempt: `first`, then `factor` times more each time, at most `most`.
+
+    >>> [Backoff("5s", factor=2, most="1m", jitter=0).seconds(n) for n in (1, 2, 3, 4, 5, 6)]
+    [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    """
+
+    first: timedelta
+    factor: float
+    most: timedelta
+    jitter: float
+
+    def __init__(
+        self, first: Duration = "10s", factor: float = 3.0, most: Duration = "1h", jitter: float = 0.1
+    ) -> None:
+        set_ = object.__setattr__
+        set_(self, "first", moment.duration(first, name="first"))
+        set_(self, "most", moment.duration(most, name="most"))
+        set_(self, "factor", _number(factor, "factor", least=1.0, most=1000.0))
+        set_(self, "jitter", _number(jitter, "jitter", least=0.0, most=1.0))
+
+    def seconds(self, attempt: int, luck: float = 0.5) -> float:
+        """Seconds to wait after attempt number `attempt`; `luck` in 0..1 places it within the jitter."""
+        # Beyond 64 steps any factor > 1 has long reached `most`; the cap keeps the power from overflowing.
+        planned = self.first.total_seconds() * self.factor ** min(attempt - 1, 64)
+        capped = min(planned, self.most.total_seconds())
+        return capped * (1 + self.jitter * (2 * luck - 1))
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class RetryOn:
+    """A rule for some exceptions: try up to `max_attempts` times in all, waiting by `backoff`."""
+
+    errors: Errors
+    max_attempts: int | None
+    backoff: Backoff | None
+
+    def __init__(
+        self,
+        *errors: type[BaseException],
+        max_attempts: int | None = None,
+        backoff: Backoff | Duration | None = None,
+    ) -> None:
+        set_ = object.__setattr__
+        set_(self, "errors", exception_types(errors, "RetryOn"))
+        set_(self, "max_attempts", None if max_attempts is None else attempts(max_attempts))
+        set_(self, "backoff", None if backoff is None else as_backoff(backoff))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a task is tried again. Rules are asked in order; `discard_on` comes before them."""
+
+    max_attempts: int = 5
+    backoff: Backoff = field(default_factory=Backoff)
+    retry_on: Errors | None = None
+    discard_on: Errors = ()
+    rules: tuple[RetryOn, ...] = ()
+
+    @property
+    def most_attempts(self) -> int:
+        """The largest number of attempts any rule allows: what the row has to permit."""
+        return max(self.max_attempts, *(r.max_attempts or 0 for r in self.rules), 1)
+
+    def plan(self, error: BaseException, limit: int) -> tuple[int, Backoff]:
+        """How many attempts `error` is worth in all, and how to wait between them."""
+        if isinstance(error, self.discard_on):
+            return 0, self.backoff
+        for rule in self.rules:
+            if isinstance(error, rule.errors):
+                return min(rule.max_attempts or limit, limit), rule.backoff or self.backoff
+        if self.retry_on is not None and not isinstance(error, self.retry_on):
+            return 0, self.backoff
+        # The row may permit more because of a rule; everything else keeps to the task's own number.
+        own = self.max_attempts if self.rules else limit
+        return min(own, limit), self.backoff
+
+
+def decide(job: Job, error: BaseException, policy: RetryPolicy, described: dict[str, Any]) -> Outcome:
+    """What becomes of `job` now that its attempt raised `error`."""
+    assert job.claim is not None
+    if isinstance(error, Snooze):
+        return Outcome(job.id, job.claim, "queued", delay=error.delay.total_seconds(), gives_back=True)
+    if isinstance(error, Cancel):
+        return Outcome(job.id, job.claim, "cancelled", error=described)
+    if isinstance(error, Retry):
+        allowed, backoff, asked = job.max_attempts, policy.backoff, error.after
+    else:
+        (allowed, backoff), asked = policy.plan(error, job.max_attempts), None
+    if job.attempt >= allowed:
+        return Outcome(job.id, job.claim, "failed", error=described)
+    # Not cryptography: the jitter only keeps jobs that failed together from coming back together.
+    wait = asked.total_seconds() if asked is not None else backoff.seconds(job.attempt, random.random())
+    return Outcome(job.id, job.claim, "queued", error=described, delay=wait)
+
+
+def attempts(value: object) -> int:
+    """`value` as a number of attempts."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 32_000:
+        raise OptionError(f"max_attempts={value!r}: expected a whole number from 1 to 32000 (1 means no retry)")
+    return value
+
+
+def as_backoff(value: Backoff | Duration) -> Backoff:
+    """A `Backoff`, or a duration that is waited each time."""
+    if isinstance(value, Backoff):
+        return value
+    pause = moment.duration(value, name="backoff")
+    return Backoff(pause, factor=1, most=pause, jitter=0)
+
+
+def exception_types(value: Sequence[type[BaseException]] | type[BaseException], name: str) -> Errors:
+    """A tuple of exception classes, or a sentence about what is not one."""
+    found = value if isinstance(value, (tuple, list)) else (value,)
+    for item in found:
+        if not (isinstance(item, type) and issubclass(item, BaseException)):
+            raise OptionError(f"{name}: expected exception classes such as ConnectionError, got {item!r}")
+    return tuple(found)
+
+
+def _number(value: float, name: str, *, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise OptionError(f"Backoff({name}={value!r}): expected a number from {least:g} to {most:g}")
+    return float(value)
