@@ -1,0 +1,325 @@
+"""The app: what collects tasks and hooks while your modules are imported, and opens the queue when it is first needed.
+
+An app is explicit; there may be several in one process. Constructing one stores its settings and does nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+
+from . import config
+from .errors import OptionError, SetupFinished, UnknownTask, near_miss
+from .events import Events
+from .handle import Handle
+from .job import Job, NewJob
+from .retry import Backoff, Duration, RetryOn
+from .task import Task, check_function, header_texts, task_options, written_name
+
+if TYPE_CHECKING:
+    from .memory import MemoryStore
+    from .pg.store import PostgresStore
+
+    Store = MemoryStore | PostgresStore
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Around = Callable[[Job], Iterator[None]]
+
+
+class PgCron:
+    """Tasks, hooks, and the queue they belong to.
+
+    `url` and every other setting may be left to the environment (see `config.Settings`). `memory://` keeps the queue
+    in this process, for tests.
+    """
+
+    def __init__(self, name: str = "app", *, url: str | None = None, **settings: Any) -> None:
+        if not isinstance(name, str):
+            raise OptionError(f"PgCron({name!r}): the first argument is the app's name; the database is url=...")
+        self.name = name
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.events = Events()
+        self.arounds: list[Around] = []
+        self._given: dict[str, Any] = {"database_url": url, **settings}
+        config.Settings().with_values(self._given, f"PgCron({name!r})")
+        self._configured: tuple[str, dict[str, Any]] | None = None
+        self._settings: config.Settings | None = None
+        self._store: Store | None = None
+        self._opening = threading.Lock()
+        self._frozen_by: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<PgCron {self.name!r}>"
+
+    # Setting up
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_attempts: int = 5,
+        backoff: Backoff | Duration | None = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] | None = None,
+        discard_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        retry: Sequence[RetryOn] = (),
+        max_crashes: int = 3,
+        keep_result: bool = True,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
+    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        """Register a function as a task: `@app.task`, or `@app.task(queue="mail", max_attempts=8)`."""
+        known = ("queue", "priority", "max_attempts", "backoff", "retry_on", "discard_on", "retry", "max_crashes",
+                 "keep_result")
+        for option in options:
+            if option not in known:
+                raise OptionError(f"@app.task has no option {option!r}{near_miss(option, known)}")
+        checked = task_options(rules=options.pop("retry", ()), **options)
+        given = None if name is None else written_name(name)
+
+        def register(function: Callable[P, R]) -> Task[P, R]:
+            self._check_open("register a task")
+            check_function(function)
+            task = Task(self, function, given or task_name(function), checked)
+            self._add(task)
+            return task
+
+        return register if function is None else register(function)
+
+    def on(self, event: str) -> Callable[[F], F]:
+        """Call the decorated function whenever `event` has happened; see `events.EVENTS` for what it may ask for."""
+
+        def register(receiver: F) -> F:
+            self._check_open(f"listen to {event!r}")
+            self.events.add(event, receiver)
+            return receiver
+
+        return register
+
+    def around(
+        self, hook: Callable[[Job], Iterator[None]], /, *, outermost: bool = False
+    ) -> Callable[[Job], Iterator[None]]:
+        """Run the decorated generator around every job: up to its `yield` before, the rest after, errors included.
+
+        The hook added first is the outermost; what others stand on, as an app context, may ask to go around them all.
+        """
+        import inspect
+
+        self._check_open("add an around hook")
+        if not inspect.isgeneratorfunction(hook):
+            raise OptionError(f"@app.around expects a generator function with one yield, got {hook!r}")
+        self.arounds.insert(0 if outermost else len(self.arounds), hook)
+        return hook
+
+    def configure(self, source: str = "configure()", **settings: Any) -> None:
+        """Give settings later than at construction, before the first use; what the constructor was given wins.
+
+        A second call takes the place of the first.
+        """
+        config.Settings().with_values(settings, source)
+        earlier, self._configured = self._configured, (source, settings)
+        if self._settings is not None and self._settings != self._read_settings():
+            self._configured = earlier
+            raise SetupFinished(
+                f"{source} comes too late: {self!r} has been used already, with other settings. Give them before that."
+            )
+
+    def init_app(self, flask_app: Any) -> None:
+        """Connect this app with a Flask app: settings from its config, an app context around every job."""
+        from .contrib import flask
+
+        flask.init_app(self, flask_app)
+
+    def freeze(self, why: str) -> None:
+        """From now on nothing may be registered: a worker has said which tasks it knows."""
+        self._frozen_by = why
+        # A worker's tasks share one connection, whatever was opened before.
+        if self._store is not None:
+            self._store.shrink(1)
+
+    def thaw(self) -> None:
+        """The worker has ended; what comes next may register again."""
+        self._frozen_by = None
+
+    @property
+    def is_running(self) -> bool:
+        """Does a worker of this app run in this process?"""
+        return self._frozen_by is not None
+
+    # Using
+
+    @property
+    def settings(self) -> config.Settings:
+        """The settings, read once at first use."""
+        if self._settings is None:
+            self._settings = self._read_settings()
+        return self._settings
+
+    @property
+    def store(self) -> Store:
+        """The queue, opened at first use."""
+        if self._store is None:
+            with self._opening:
+                if self._store is None:
+                    size = self.settings.connections if self._frozen_by is None else 1
+                    self._store = self.open_store("pgcron", size=size)
+        return self._store
+
+    def open_store(self, application: str, *, size: int) -> Store:
+        """A store of its own, with up to `size` connections that show as `application`."""
+        if self.settings.is_memory:
+            return self._open_memory()
+        from .pg.address import address
+        from .pg.store import PostgresStore
+
+        settings = self.settings
+        where = address(settings.url(), application=application)
+        direct = settings.direct_url and address(settings.direct_url, application="pgcron listener")
+        return PostgresStore(where, settings.schema, direct=direct or None, size=size, rings=settings.notify)
+
+    def enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]:
+        """Insert jobs: in a transaction of our own, or in the caller's on `conn`."""
+        if conn is None:
+            ids = self.store.enqueue(jobs)
+        elif self.settings.is_memory:
+            raise OptionError("conn=...: the memory store has no transactions; pass a conn only with PostgreSQL")
+        else:
+            from .pg.callers import enqueue_on
+
+            ids = enqueue_on(conn, jobs, schema=self.settings.schema, rings=self.settings.notify)
+        if self.events.wants("job_enqueued"):
+            for job, job_id in zip(jobs, ids, strict=True):
+                self.events.send("job_enqueued", task=job.task, job_id=job_id)
+        return ids
+
+    def complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool:
+        """End a running job on the caller's connection; `current_job.complete` is the way to say it."""
+        if self.settings.is_memory:
+            return cast("MemoryStore", self.store).complete(job_id, claim, result)
+        from .pg.callers import complete_on
+
+        return complete_on(conn, job_id, claim, result, schema=self.settings.schema)
+
+    def headers_for(self, task: Task[..., Any], given: Mapping[str, str] | None) -> dict[str, str]:
+        """The headers a job travels with: the caller's, and what `job_enqueuing` receivers add."""
+        headers = dict(given or {})
+        if self.events.wants("job_enqueuing"):
+            self.events.send("job_enqueuing", task=task.name, headers=headers)
+            try:
+                headers = header_texts(headers)
+            except OptionError:
+                logger.exception("a receiver of job_enqueuing added what is no header; the job goes without")
+                headers = dict(given or {})
+        return headers
+
+    def handle(self, job_id: int) -> Handle[Any]:
+        """A handle for a job whose id you kept."""
+        return Handle(self, job_id)
+
+    def find_task(self, name: str) -> Task[..., Any]:
+        """The task of that name."""
+        try:
+            return self.tasks[name]
+        except KeyError:
+            raise UnknownTask(
+                f"no task named {name!r} on app {self.name!r}{near_miss(name, self.tasks) or '.'}"
+                " Import the module that defines it before starting the worker."
+            ) from None
+
+    def run_worker(self, **options: Any) -> None:
+        """Run a worker until it is told to stop, then exit the process. See `process.WorkerOptions`."""
+        from . import process
+
+        process.leave(process.run_worker(self, **options))
+
+    def close(self) -> None:
+        """Close the connections this app has opened; it opens new ones if it is used again."""
+        if self._store is not None and not self.settings.is_memory:
+            store, self._store = self._store, None
+            store.close()
+
+    def reset(self) -> None:
+        """Close, and read the settings anew at the next use. Tasks and hooks stay; a queue in memory is gone."""
+        self.close()
+        self._store = self._settings = None
+
+    def _read_settings(self) -> config.Settings:
+        source, configured = self._configured or ("", {})
+        return config.from_environment().with_values(configured, source).with_values(self._given, repr(self))
+
+    def _add(self, task: Task[..., Any]) -> None:
+        earlier = self.tasks.get(task.name)
+        if earlier is not None and _place(earlier.function) != _place(task.function):
+            raise OptionError(
+                f"two tasks are named {task.name!r}: {_place(earlier.function)} and {_place(task.function)};"
+                " give one of them name=..."
+            )
+        self.tasks[task.name] = task
+
+    def _check_open(self, what: str) -> None:
+        if self._frozen_by is not None:
+            raise SetupFinished(
+                f"cannot {what} on {self!r}: {self._frozen_by}. Import the module that does this before that."
+            )
+
+    def _open_memory(self) -> Store:
+        from .memory import MemoryStore
+
+        if self._store is not None:
+            return self._store
+        if os.environ.get("DYNO"):
+            warnings.warn(
+                f"{self!r} keeps its queue in memory, on what looks like a production host: jobs are lost when the"
+                " process ends. Set PGCRON_DATABASE_URL.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._store = MemoryStore()
+        return self._store
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """`module.function`, and never `__main__`: a script's tasks carry the name it would be imported by."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        if spec is not None:
+            module = spec.name.removesuffix(".__main__")
+        elif getattr(main, "__file__", None):
+            module = Path(str(main.__file__)).stem
+        else:
+            raise OptionError(
+                f"{function.__qualname__} is defined at an interactive prompt, where no worker can find it;"
+                " put it into a module, or give it name=..."
+            )
+    qualified = function.__qualname__.replace(".<locals>", "")
+    if function.__name__ == "<lambda>":
+        raise OptionError("a lambda has no name to be found by; define a function, or give it name=...")
+    return f"{module}.{qualified}"
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
