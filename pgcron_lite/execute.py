@@ -1,0 +1,168 @@
+"""One claimed job, from its row to an outcome. Read `run` from top to bottom: it is the life of an attempt."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from .current import Running, running
+from .errors import PayloadError
+from .job import Job, Outcome
+from .retry import RetryPolicy, Steer, decide
+
+if TYPE_CHECKING:
+    from .app import Around, PgCron
+    from .task import Task
+
+logger = logging.getLogger(__name__)
+
+# What is kept of one attempt's error.
+MOST_TEXT, MOST_TRACEBACK = 2_000, 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that is over: what is to be written, how long it took, and what was raised."""
+
+    job: Job
+    outcome: Outcome
+    seconds: float
+    error: BaseException | None = None
+
+
+def run(app: PgCron, job: Job, is_stopping: Callable[[], bool] = lambda: False) -> Ended:
+    """Run `job`'s task once. Never raises: whatever the task does becomes an outcome."""
+    started = time.perf_counter()
+    token = running.set(Running(app, job, is_stopping))
+    policy = RetryPolicy(max_attempts=job.max_attempts)
+    try:
+        task = app.find_task(job.task)
+        policy = task.settings.policy
+        result = _surrounded(app, task, job)
+        outcome, error = _done(app, task, job, result), None
+    except BaseException as raised:
+        # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker goes on.
+        outcome, error = _failed(job, raised, policy), raised
+    finally:
+        running.reset(token)
+    return Ended(job, outcome, time.perf_counter() - started, error)
+
+
+def _surrounded(app: PgCron, task: Task[..., Any], job: Job) -> Any:
+    """Call the task with the job's arguments, inside every `around` hook."""
+    args, kwargs = _arguments(task, job)
+    result = None
+    with ExitStack() as surroundings:
+        for hook in app.arounds:
+            surroundings.enter_context(_surrounding(hook, job))
+        app.events.send("job_started", job=job)
+        result = task.function(*args, **kwargs)
+    return result
+
+
+@contextmanager
+def _surrounding(hook: Around, job: Job) -> Iterator[None]:
+    """One `around` hook. It sees what is raised inside it and may raise something else, but not make it go away.
+
+    What is inside may also be another hook that failed before the task had begun: were it swallowed, a job would be
+    done that has never run.
+    """
+    raised: BaseException | None = None
+    with contextmanager(hook)(job):
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+            raise
+    if raised is not None:
+        raise raised
+
+
+def _arguments(task: Task[..., Any], job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        return task.arguments.loads(job.args)
+    except PayloadError as error:
+        raise UnreadableArguments(str(error)) from error
+
+
+def _done(app: PgCron, task: Task[..., Any], job: Job, result: Any) -> Outcome:
+    assert job.claim is not None
+    if result is None or not task.settings.keep_result:
+        return Outcome(job.id, job.claim, "done")
+    return Outcome(job.id, job.claim, "done", result=_kept(app, task, result))
+
+
+def _kept(app: PgCron, task: Task[..., Any], result: Any) -> str:
+    try:
+        return task.arguments.dumps_result(result, app.settings.payload_limit)
+    except PayloadError as error:
+        raise UnfitResult(
+            f"the task ran, but what it returned cannot be kept: {error} Return plain data, or set"
+            f" @app.task(keep_result=False) on {task.name}."
+        ) from error
+
+
+class UnfitResult(PayloadError):
+    """The effects have happened; running the task again would only repeat them."""
+
+
+class UnreadableArguments(PayloadError):
+    """The stored arguments cannot be decoded, and never will be."""
+
+
+def _failed(job: Job, error: BaseException, policy: RetryPolicy) -> Outcome:
+    if isinstance(error, (UnfitResult, UnreadableArguments)):
+        policy = RetryPolicy(discard_on=(type(error),))
+    return decide(job, error, policy, describe(job, error))
+
+
+def thrown_off(job: Job, error: BaseException) -> Ended:
+    """What `run` comes to when something from outside throws itself off: a failure like any other, described safely."""
+    told = f"{type(error).__name__} from outside"
+    entry = {"attempt": job.attempt, "at": datetime.now(UTC).isoformat(), "error": told}
+    return Ended(job, decide(job, error, RetryPolicy(max_attempts=job.max_attempts), entry), 0.0, error)
+
+
+def describe(job: Job, error: BaseException) -> dict[str, Any]:
+    """An entry for the job's error history: bounded, and of text that any database takes."""
+    entry = {
+        "attempt": job.attempt,
+        "at": datetime.now(UTC).isoformat(),
+        "error": clean(one_line(error), MOST_TEXT),
+    }
+    if not isinstance(error, Steer):
+        entry["traceback"] = clean(_traceback(error), MOST_TRACEBACK)
+    return entry
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: bad input`, whatever its `__str__` does."""
+    try:
+        # A plain copy: what `__str__` returns may be of a class whose other methods are an ambush as well.
+        text = str.__str__(str(error))
+    except BaseException as second:  # a __str__ is user code, and may even raise SystemExit
+        text = f"<its text cannot be had: {type(second).__name__}>"
+    if isinstance(error, Steer):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def clean(text: str, most: int) -> str:
+    """`text` without what PostgreSQL refuses (NUL, lone surrogates), cut in the middle to `most` characters."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}\n… {len(text) - most} characters left out …\n{text[-(most // 2) :]}"
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        # limit: the frames next to the error and next to the call; a cause chain is walked by the library itself.
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-30))
+    except BaseException as second:
+        return f"<its traceback cannot be had: {type(second).__name__}>"

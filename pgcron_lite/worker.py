@@ -1,0 +1,354 @@
+"""The worker: claims jobs into free slots, writes down what became of them, and looks after the dead.
+
+It is a machine: `step()` does what is due and returns how many seconds it may sleep. It never sleeps itself, so a
+test turns it by hand. Everything that waits for the database waits here, on one connection, and in the heart.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from .errors import DatabaseRefused, DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch, near_miss
+from .execute import Ended, describe
+from .job import Job, Outcome, WorkerCard, hand_back
+from .quarantine import Quarantine
+from .reaper import Reaper
+from .report import Reporter
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from .app import PgCron, Store
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# A producer does not ring again within 25 ms; who was woken looks once more after that.
+ATTENTIVE_SECONDS = 0.03
+PRUNE_SECONDS = CHECK_SECONDS = 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+DEAF_POLL_SECONDS = 2.0
+
+
+class Bell(Protocol):
+    """The doorbell as the worker hears it: PostgreSQL's listener or the memory store's."""
+
+    @property
+    def is_live(self) -> bool: ...
+
+    def fileno(self) -> int | None: ...
+
+    def step(self) -> tuple[bool, float]: ...
+
+    def rest(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Worker:
+    """Runs the jobs of some queues in a number of slots."""
+
+    def __init__(
+        self,
+        app: PgCron,
+        store: Store,
+        card: WorkerCard,
+        *,
+        bell: Bell | None = None,
+        tell: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.app = app
+        self.store = store
+        self.card = card
+        self.bell = bell
+        self.stopping = False
+        self.slots = Slots(app, card.slots, tell, lambda: self.stopping)
+        self.running: dict[int, Job] = {}
+        self.report = Reporter(app.events)
+        self.turned_at = time.monotonic()
+        # Logins refused one after the other, since the last turn that went well.
+        self.refused_logins = 0
+        self._tasks = list(app.tasks)
+        self._reaper = Reaper(store, app.settings.lease.total_seconds())
+        self._quarantine = Quarantine(self._reaper.interval)
+        self._unwritten: list[Ended] = []
+        self._doubtful: list[uuid.UUID] = []
+        # Was the last claim as large as there was room for? Then the end of a job calls for the next.
+        self._hungry = True
+        self._look_at = 0.0
+        self._reap_at = 0.0
+        self._check_at = time.monotonic() + CHECK_SECONDS
+        self._prune_at = time.monotonic() + random.uniform(0, PRUNE_SECONDS)
+        self._complain_at = 0.0
+        self._pause = FIRST_PAUSE
+
+    @property
+    def id(self) -> uuid.UUID:
+        return self.card.id
+
+    @property
+    def _mine(self) -> tuple[Sequence[str], Sequence[str]]:
+        """What this worker may take: jobs of these queues and these tasks."""
+        return self.card.queues, self._tasks
+
+    @property
+    def poll_seconds(self) -> float:
+        """How long to sleep at most: the time that a lost doorbell may cost."""
+        poll = self.app.settings.poll.total_seconds()
+        if self.bell is not None and not self.bell.is_live:
+            poll = min(poll, DEAF_POLL_SECONDS)
+        # Jittered, so that many workers do not look at the same moment.
+        return poll * random.uniform(0.8, 1.0)
+
+    def step(self) -> float:
+        """Do what is due; returns how many seconds nothing will be."""
+        self.turned_at = time.monotonic()
+        try:
+            wait = self._turn()
+        except DatabaseUnavailable as error:
+            self.refused_logins += isinstance(error, LoginRefused)
+            return self._endure(f"the database is not available: {error}")
+        except SchemaMismatch as error:
+            return self._endure(f"the schema does not fit this version, not claiming: {error}")
+        if not self.stopping:
+            self._recovered()
+        return wait
+
+    @property
+    def is_well(self) -> bool:
+        """Did the last turn go without trouble?"""
+        return self._pause == FIRST_PAUSE
+
+    def stop(self) -> None:
+        """Claim nothing more, and hand back what has not begun."""
+        self.stopping = True
+
+    def is_idle(self) -> bool:
+        """Nothing runs and nothing is left to be written."""
+        return not self.running and not self.slots.busy and not self._unwritten and not self.slots.ended
+
+    def drained(self) -> bool:
+        """Is there nothing left that is due? Asks the database."""
+        if not self.is_idle() or self._doubtful:
+            return False
+        self._quarantine.look_again()
+        return not self._claim_now() and self.is_idle()
+
+    def look_soon(self) -> None:
+        """There may be something to claim."""
+        self._look_at = 0.0
+
+    def become(self, card: WorkerCard) -> None:
+        """Go on under a new identity: the old one was declared dead, and what it held may be others' now."""
+        self.store.register(card, instead_of=self.id)
+        self.card = card
+
+    def release(self, delay: float = 1.0) -> list[Job]:
+        """Hand back everything that is still running, for others to take when this process has surely ended."""
+        self._settle()
+        left = list(self.running.values())
+        settled = self.store.settle([hand_back(job, delay) for job in left])
+        for job in left:
+            del self.running[job.id]
+            if job.id in settled:
+                self.report.released(job)
+        return left
+
+    # One turn
+
+    def _turn(self) -> float:
+        if self.stopping:
+            self._settle()
+            self._return_unbegun()
+            return self.poll_seconds
+        # The bell first: a socket that has something to say ends the sleep at once until somebody has listened.
+        rung, bell_wait = self.bell.step() if self.bell is not None else (False, self.poll_seconds)
+        self._settle()
+        self._check_schema()
+        now = time.monotonic()
+        if rung:
+            # Look now and once more when the producers may have rung again.
+            self._claim_now()
+            self._look_at = min(self._look_at, now + ATTENTIVE_SECONDS)
+        elif now >= self._look_at:
+            self._claim_now()
+        self._maintain(now)
+        soonest = min(self._look_at, self._reap_at, self._prune_at)
+        return max(0.0, min(bell_wait, soonest - time.monotonic()))
+
+    def _claim_now(self) -> bool:
+        """Fill the free slots. True if there was something to take, or to wait for quietly."""
+        self._adopt()
+        free = self.slots.free
+        self._hungry = True
+        self._look_at = time.monotonic() + self.poll_seconds
+        if free == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
+            return True
+        jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, free))
+        self._begin(jobs)
+        if len(jobs) < free:
+            self._nothing_more()
+        return bool(jobs)
+
+    def _claimed(self, ask: Callable[[uuid.UUID], T]) -> T:
+        """What a claim under a fresh token brings."""
+        claim = uuid.uuid4()
+        try:
+            return ask(claim)
+        except DatabaseUnavailable:
+            # It may have been committed and only its reply lost; the token finds it again.
+            self._doubtful.append(claim)
+            raise
+
+    def _attends_to_suspects(self) -> bool:
+        """Is this the moment of a suspect, which runs with no neighbours, or a silence before it?"""
+        step = self._quarantine.step(
+            is_busy=self.slots.busy > 0,
+            is_suspect_due=lambda: self.store.suspects_due(*self._mine),
+        )
+        if step == "take":
+            was_busy = self.slots.busy > 0
+            suspect = self._claimed(lambda claim: self.store.claim_suspect(self.id, claim, *self._mine))
+            self._quarantine.took(suspect is not None, is_busy=was_busy)
+            self._begin([suspect] if suspect else [])
+        elif step == "wait":
+            self._look_at = self._quarantine.quiet_until
+        return step == "wait" or self._quarantine.is_occupied
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.running[job.id] = job
+            self.slots.put(job)
+
+    def _runs(self, job: Job) -> bool:
+        """Is it this claim of the job that runs here? After a freeze we may claim what we are still running."""
+        running = self.running.get(job.id)
+        return running is not None and running.claim == job.claim
+
+    def _nothing_more(self) -> None:
+        """The table has no more for us now: find out when it will."""
+        self._hungry = False
+        due = self.store.next_due(*self._mine)
+        now = time.monotonic()
+        self._look_at = now + min(self.poll_seconds, self.poll_seconds if due is None else due)
+        if now >= self._complain_at:
+            self._complain_at = now + PRUNE_SECONDS
+            self._complain()
+
+    def _adopt(self) -> None:
+        """Take in what an earlier claim got whose reply was lost."""
+        while self._doubtful:
+            held = self.store.held(self.id, self._doubtful[-1])
+            self._begin([job for job in held if not self._runs(job)])
+            self._doubtful.pop()
+
+    def _settle(self) -> None:
+        """Write down what ended, then say so."""
+        while self.slots.ended:
+            self._unwritten.append(self.slots.ended.popleft())
+        if not self._unwritten:
+            return
+        ended = self._unwritten
+        try:
+            settled = self.store.settle([e.outcome for e in ended])
+        except DatabaseRefused as error:
+            settled = self._settle_one_by_one(error)
+            ended = self._unwritten
+        self._unwritten = []
+        for each in ended:
+            if self._runs(each.job):
+                del self.running[each.job.id]
+            if each.outcome.delay is not None:
+                # To run again: it may be due before we would have looked.
+                self._look_at = min(self._look_at, time.monotonic() + each.outcome.delay)
+            self.report.ended(each, was_ours=each.job.id in settled)
+        if not self.running:
+            self._quarantine.ended()
+        if self._hungry:
+            self.look_soon()
+
+    def _settle_one_by_one(self, refusal: DatabaseRefused) -> set[int]:
+        """The batch was refused: find the outcome that cannot be stored, and store that it could not."""
+        logger.error("the database refused some outcomes, writing them one by one: %s", refusal)
+        settled: set[int] = set()
+        for index, each in enumerate(self._unwritten):
+            try:
+                settled |= self.store.settle([each.outcome])
+            except DatabaseRefused as error:
+                failed = Outcome(each.job.id, each.outcome.claim, "failed", error=describe(each.job, error))
+                self._unwritten[index] = Ended(each.job, failed, each.seconds, error)
+                settled |= self.store.settle([failed])
+        return settled
+
+    def _return_unbegun(self) -> None:
+        back = self.slots.take_back()
+        if back:
+            settled = self.store.settle([hand_back(job) for job in back])
+            for job in back:
+                self.running.pop(job.id, None)
+                if job.id in settled:
+                    self.report.released(job)
+            self.store.ring()
+
+    # Maintenance, by any worker
+
+    def _check_schema(self) -> None:
+        """Claim nothing from a schema that was changed under us and no longer works with this version."""
+        if time.monotonic() >= self._check_at:
+            self.store.check_schema()
+            self._check_at = time.monotonic() + CHECK_SECONDS * random.uniform(0.8, 1.2)
+
+    def _maintain(self, now: float) -> None:
+        if now >= self._reap_at:
+            self._reap_at = now + self._reaper.interval * random.uniform(0.8, 1.0)
+            rescued = self._reaper.step(self.id)
+            for job in rescued:
+                self.report.rescued(job)
+            if rescued:
+                self._quarantine.look_again()
+                self.look_soon()
+                self.store.ring()
+        if now >= self._prune_at:
+            settings = self.app.settings
+            gone = self.store.prune(settings.keep_done, settings.keep_failed)
+            # A full batch means there is more.
+            self._prune_at = now + (1.0 if gone >= 1000 else PRUNE_SECONDS * random.uniform(0.8, 1.2))
+
+    def _complain(self) -> None:
+        """Say which jobs are due that no task of ours fits. They are left for a worker that knows them."""
+        for name, count in self.store.waiting_tasks(self.card.queues).items():
+            if name not in self.app.tasks:
+                logger.warning(
+                    "%d due job%s of %r: this worker does not know that task%s It is left for one that does.",
+                    count, "" if count == 1 else "s", name, near_miss(name, self._tasks) or ".",
+                )
+
+    # Trouble
+
+    def _endure(self, trouble: str) -> float:
+        """Wait for better times: a little longer each turn, never more than five seconds."""
+        if self._pause == FIRST_PAUSE:
+            logger.warning("%s; trying again", trouble)
+        wait = self._pause
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        # The next turn begins with a question to the database; one that had none to ask would take it for well.
+        self._check_at = 0.0
+        return wait
+
+    def _recovered(self) -> None:
+        if self._pause != FIRST_PAUSE:
+            logger.info("the database is back")
+            self._pause, self.refused_logins = FIRST_PAUSE, 0
+            self.look_soon()
+
+
+def check_slots(count: object) -> int:
+    """A number of slots, or a sentence about it."""
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 10_000:
+        raise PgCronError(f"slots={count!r}: expected a whole number from 1 to 10000")
+    return count
