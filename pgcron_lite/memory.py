@@ -1,0 +1,477 @@
+"""The memory store: the same verbs as PostgreSQL's, on dictionaries and a lock. For tests and for trying things out.
+
+It keeps nothing when the process ends. `tests/test_store.py` holds it to the contract, and a differential test drives
+it beside the real one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .errors import OptionError
+from .job import MAX_ERRORS, Job, NewJob, Outcome, QueueView, WorkerCard, WorkerView
+
+# Between these a job may be due.
+EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class _Pulse:
+    """A worker's row."""
+
+    card: WorkerCard
+    started_at: datetime
+    beat_at: datetime
+    beat: int = 0
+    running: int = 0
+    idle_loop: float = 0.0
+    stopping: bool = False
+
+
+class MemoryStore:
+    """The queue in this process's memory."""
+
+    schema = "memory"
+    rings = True
+    # There is no connection that could break or hang.
+    generation = 1
+    busy_seconds = 0.0
+
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        self._clock = clock or (lambda: datetime.now(UTC))
+        self._lock = threading.RLock()
+        self._ids = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+        self._history: dict[int, Job] = {}
+        self._workers: dict[uuid.UUID, _Pulse] = {}
+        self._paused: dict[str, datetime] = {}
+        self._facts: dict[str, str] = {}
+        self._bells: list[Callable[[], None]] = []
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    # Enqueueing
+
+    def enqueue(self, jobs: Sequence[NewJob]) -> list[int]:
+        with self._lock:
+            now = self.now()
+            fresh = [_fresh(next(self._ids), new, now) for new in jobs]
+            self._jobs.update((job.id, job) for job in fresh)
+            ids = [job.id for job in fresh]
+        self.ring()
+        return ids
+
+    def ring(self) -> None:
+        for bell in list(self._bells):
+            bell()
+
+    def open_bell(self, tell: Callable[[], None]) -> MemoryBell:
+        """The doorbell as one worker hears it; `tell` ends that worker's sleep."""
+        return MemoryBell(self._bells, tell)
+
+    # Working
+
+    def claim(
+        self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
+    ) -> list[Job]:
+        with self._lock:
+            now = self.now()
+            due = [j for j in self._open(queues, tasks) if not j.alone and j.execute_after <= now]
+            return [self._take(j, worker, claim, now) for j in sorted(due, key=_order)[:limit]]
+
+    def claim_suspect(
+        self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
+    ) -> Job | None:
+        with self._lock:
+            now = self.now()
+            due = [j for j in self._open(queues, tasks) if j.alone and j.execute_after <= now]
+            first = min(due, key=lambda j: (j.execute_after, j.id), default=None)
+            return None if first is None else self._take(first, worker, claim, now)
+
+    def held(self, worker: uuid.UUID, claim: uuid.UUID) -> list[Job]:
+        with self._lock:
+            return sorted((j for j in self._running() if j.worker == worker and j.claim == claim), key=_order)
+
+    def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
+        with self._lock:
+            now = self.now()
+            later = [
+                j.execute_after
+                for j in self._jobs.values()
+                if j.state == "queued" and j.execute_after > now
+                and (j.alone or (_serves(queues, j.queue) and j.task in tasks))
+            ]
+            return (min(later) - now).total_seconds() if later else None
+
+    def suspects_due(self, queues: Sequence[str], tasks: Sequence[str]) -> bool:
+        with self._lock:
+            now = self.now()
+            return any(j.alone and j.execute_after <= now for j in self._open(queues, tasks))
+
+    def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
+        with self._lock:
+            return {o.id for o in outcomes if self._settle(o)}
+
+    def complete(self, job_id: int, claim: uuid.UUID, result: str | None) -> bool:
+        """End a running job from within its task."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or job.state != "running" or job.claim != claim:
+                return False
+            return self._settle(Outcome(job_id, claim, "done", result=result))
+
+    def prune(self, done_after: timedelta, failed_after: timedelta, limit: int = 1000) -> int:
+        with self._lock:
+            now = self.now()
+            kept = {"done": done_after, "failed": failed_after, "cancelled": failed_after}
+            old = [job for state, span in kept.items() for job in self._older(state, now - span)][:limit]
+            for job in old:
+                del self._history[job.id]
+            return len(old)
+
+    # Living and dying
+
+    def register(self, card: WorkerCard, instead_of: uuid.UUID | None = None) -> None:
+        with self._lock:
+            now = self.now()
+            for job in [j for j in self._running() if j.worker == instead_of]:
+                self._jobs[job.id] = replace(job, worker=card.id)
+            self._workers.setdefault(card.id, _Pulse(card, now, now))
+
+    def beat(self, worker: uuid.UUID, running: int = 0, idle_loop: float = 0.0, stopping: bool = False) -> bool:
+        with self._lock:
+            pulse = self._workers.get(worker)
+            if pulse is None:
+                return False
+            pulse.beat += 1
+            pulse.beat_at, pulse.running, pulse.idle_loop, pulse.stopping = self.now(), running, idle_loop, stopping
+            return True
+
+    def forget(self, worker: uuid.UUID) -> None:
+        with self._lock:
+            self._workers.pop(worker, None)
+
+    def pulses(self) -> dict[uuid.UUID, int]:
+        with self._lock:
+            orphaned = {j.worker: -1 for j in self._running() if j.worker not in self._workers and j.worker}
+            return {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
+
+    def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
+        with self._lock:
+            dead = [worker for worker, beat in silent if self._bury(worker, beat)]
+            rescued = []
+            for worker in dead:
+                held = [j for j in self._running() if j.worker == worker]
+                rescued += [self._rescue(j, guilty=j.alone and len(held) == 1) for j in held]
+            return sorted(rescued, key=lambda j: j.id)
+
+    # The operator's desk
+
+    def get(self, job_id: int) -> Job | None:
+        with self._lock:
+            return self._jobs.get(job_id) or self._history.get(job_id)
+
+    def find(
+        self,
+        *,
+        states: Sequence[str] = (),
+        task: str | None = None,
+        queue: str | None = None,
+        tag: str | None = None,
+        since: timedelta | None = None,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        with self._lock:
+            now = self.now()
+            found = [
+                j
+                for j in [*self._jobs.values(), *self._history.values()]
+                if (not states or j.state in states)
+                and task in (None, j.task)
+                and queue in (None, j.queue)
+                and (tag is None or tag in j.tags)
+                and (since is None or j.created_at >= now - since)
+                and (before is None or j.id < before)
+            ]
+            return sorted(found, key=lambda j: -j.id)[:limit]
+
+    def cancel(self, job_id: int, reason: str = "cancelled by hand") -> bool:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or job.state != "queued":
+                return False
+            self._cancel(job, reason)
+            return True
+
+    def retry(self, job_id: int) -> bool:
+        with self._lock:
+            job = self._history.get(job_id)
+            if job is None or job.state not in ("failed", "cancelled"):
+                return False
+            del self._history[job_id]
+            self._jobs[job_id] = replace(
+                job, state="queued", attempt=0, crashes=0, alone=False, claim=None, worker=None, claimed_at=None,
+                execute_after=self.now(), finished_at=None, result=None,
+            )
+            return True
+
+    def delete(self, job_id: int) -> bool:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and job.state == "queued":
+                del self._jobs[job_id]
+                return True
+            return self._history.pop(job_id, None) is not None
+
+    def clear(self, queue: str, limit: int = 1000) -> int:
+        with self._lock:
+            waiting = [j for j in self._jobs.values() if j.queue == queue and j.state == "queued"]
+            for job in sorted(waiting, key=lambda j: j.id)[:limit]:
+                self._cancel(job, "queue cleared")
+            return min(len(waiting), limit)
+
+    def pause(self, queue: str) -> None:
+        with self._lock:
+            self._paused.setdefault(queue, self.now())
+
+    def resume(self, queue: str) -> bool:
+        with self._lock:
+            return self._paused.pop(queue, None) is not None
+
+    def queues(self) -> list[QueueView]:
+        with self._lock:
+            now = self.now()
+            names = sorted({j.queue for j in self._jobs.values()} | set(self._paused))
+            return [self._view(name, now) for name in names]
+
+    def workers(self) -> list[WorkerView]:
+        with self._lock:
+            now = self.now()
+            return [
+                WorkerView(
+                    id=p.card.id, host=p.card.host, pid=p.card.pid, version=p.card.version, queues=p.card.queues,
+                    slots=p.card.slots, mode=p.card.mode, running=p.running, stopping=p.stopping,
+                    started_at=p.started_at, silent_seconds=max(0.0, (now - p.beat_at).total_seconds()),
+                    idle_loop=p.idle_loop,
+                )
+                for p in sorted(self._workers.values(), key=lambda p: p.started_at)
+            ]
+
+    def waiting_tasks(self, queues: Sequence[str] = ("*",)) -> dict[str, int]:
+        with self._lock:
+            now = self.now()
+            due = [
+                j.task
+                for j in self._jobs.values()
+                if j.state == "queued" and j.execute_after <= now and _serves(queues, j.queue)
+            ]
+            return {task: due.count(task) for task in set(due)}
+
+    def facts(self) -> dict[str, str]:
+        return dict(self._facts)
+
+    def note_fact(self, name: str, value: str) -> None:
+        self._facts[name] = value
+
+    def cut(self) -> None:
+        """Nothing hangs here."""
+
+    def check_schema(self) -> None:
+        """There is none that could be missing."""
+
+    def describe(self) -> str:
+        return "in memory; nothing is kept when this process ends"
+
+    def shrink(self, size: int) -> None:
+        """It has no connections to save."""
+
+    def close(self) -> None:
+        """Nothing to close; what was enqueued stays until the process ends."""
+
+    # What the verbs share; the lock is held.
+
+    def _running(self) -> list[Job]:
+        return [j for j in self._jobs.values() if j.state == "running"]
+
+    def _open(self, queues: Sequence[str], tasks: Sequence[str]) -> list[Job]:
+        """Queued jobs that a worker of these queues and tasks may take, due or not."""
+        return [
+            j
+            for j in self._jobs.values()
+            if j.state == "queued" and _serves(queues, j.queue) and j.queue not in self._paused and j.task in tasks
+        ]
+
+    def _take(self, job: Job, worker: uuid.UUID, claim: uuid.UUID, now: datetime) -> Job:
+        taken = replace(
+            job, state="running", claim=claim, worker=worker, claimed_at=now, attempt=job.attempt + 1
+        )
+        self._jobs[job.id] = taken
+        return taken
+
+    def _settle(self, outcome: Outcome) -> bool:
+        job = self._jobs.get(outcome.id)
+        if job is None or job.state != "running" or job.claim != outcome.claim:
+            # Our own earlier write may have ended it.
+            ended = self._history.get(outcome.id)
+            return ended is not None and (ended.claim, ended.state) == (outcome.claim, outcome.state)
+        errors = job.errors if outcome.error is None else _with_error(job.errors, dict(outcome.error))
+        if outcome.state == "queued":
+            self._jobs[job.id] = self._requeued(job, outcome, errors)
+        else:
+            del self._jobs[job.id]
+            self._history[job.id] = replace(
+                job, state=outcome.state, errors=errors, finished_at=self.now(), result=outcome.result, alone=False
+            )
+        return True
+
+    def _requeued(self, job: Job, outcome: Outcome, errors: tuple[Any, ...]) -> Job:
+        due = job.execute_after
+        if outcome.delay is not None:
+            due = min(self.now() + timedelta(seconds=min(outcome.delay, 2.3e11)), LATEST)
+        return replace(
+            job, state="queued", claim=None, worker=None, claimed_at=None, execute_after=due, errors=errors,
+            attempt=job.attempt - outcome.gives_back, alone=job.alone and outcome.gives_back,
+        )
+
+    def _bury(self, worker: uuid.UUID, beat: int | None) -> bool:
+        pulse = self._workers.get(worker)
+        if pulse is None:
+            return beat in (-1, None)
+        if beat not in (pulse.beat, None):
+            return False
+        del self._workers[worker]
+        return True
+
+    def _rescue(self, job: Job, *, guilty: bool) -> Job:
+        crashes = job.crashes + guilty
+        if guilty and crashes >= job.max_crashes:
+            error = f"the worker died {crashes} times while running this job alone"
+            dead = replace(
+                job, state="failed", crashes=crashes, alone=False, finished_at=self.now(),
+                errors=_with_error(job.errors, self._note(job, error)),
+            )
+            del self._jobs[job.id]
+            self._history[job.id] = dead
+            return dead
+        errors = job.errors
+        if guilty:
+            errors = _with_error(errors, self._note(job, "the worker died while running this job"))
+        self._jobs[job.id] = replace(
+            job, state="queued", claim=None, worker=None, claimed_at=None, attempt=job.attempt - 1, alone=True,
+            crashes=crashes, errors=errors,
+        )
+        return self._jobs[job.id]
+
+    def _cancel(self, job: Job, reason: str) -> None:
+        del self._jobs[job.id]
+        self._history[job.id] = replace(
+            job, state="cancelled", finished_at=self.now(), alone=False,
+            errors=(*job.errors, self._note(job, reason)),
+        )
+
+    def _note(self, job: Job, error: str) -> dict[str, Any]:
+        return {"attempt": job.attempt, "at": self.now().isoformat(), "error": error}
+
+    def _older(self, state: str, moment: datetime) -> list[Job]:
+        return sorted(
+            (j for j in self._history.values() if j.state == state and _ended_at(j) < moment), key=_ended_at
+        )
+
+    def _view(self, name: str, now: datetime) -> QueueView:
+        jobs = [j for j in self._jobs.values() if j.queue == name]
+        due = [j for j in jobs if j.state == "queued" and j.execute_after <= now]
+        oldest = min((j.execute_after for j in due), default=now)
+        return QueueView(
+            name=name,
+            due=len(due),
+            deferred=sum(j.state == "queued" and j.execute_after > now for j in jobs),
+            running=sum(j.state == "running" for j in jobs),
+            oldest_seconds=(now - oldest).total_seconds(),
+            paused_at=self._paused.get(name),
+        )
+
+
+def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:
+    due = new.execute_after
+    try:
+        due = due if isinstance(due, datetime) else now + (due or timedelta(0))
+    except OverflowError:
+        due = datetime.max.replace(tzinfo=UTC)
+    _check(new, due)
+    return Job(
+        id=job_id, task=new.task, queue=new.queue, priority=new.priority, state="queued", args=new.args,
+        headers=dict(new.headers), tags=tuple(new.tags), execute_after=due,
+        attempt=0, max_attempts=new.max_attempts, crashes=0, max_crashes=new.max_crashes, alone=False,
+        claim=None, worker=None, created_at=now, claimed_at=None,
+    )
+
+
+def _check(new: NewJob, due: datetime) -> None:
+    """Refuse what the constraints of the real table refuse."""
+    smallest, largest = -(2**15), 2**15 - 1
+    holds = {
+        "task": 0 < len(new.task) <= 200,
+        "queue": 0 < len(new.queue) <= 100,
+        "priority": smallest <= new.priority <= largest,
+        "max_attempts": 1 <= new.max_attempts <= largest,
+        "max_crashes": 1 <= new.max_crashes <= largest,
+        "args": new.args.lstrip()[:1] in ("{", "["),
+        "execute_after": EARLIEST <= due <= LATEST,
+    }
+    wrong = [name for name, is_fine in holds.items() if not is_fine]
+    if wrong:
+        raise OptionError(f"a job with {wrong[0]}={getattr(new, wrong[0])!r} cannot be stored")
+
+
+def _serves(queues: Sequence[str], queue: str) -> bool:
+    return queue in queues or "*" in queues
+
+
+def _order(job: Job) -> tuple[int, datetime, int]:
+    return -job.priority, job.execute_after, job.id
+
+
+def _ended_at(job: Job) -> datetime:
+    assert job.finished_at is not None
+    return job.finished_at
+
+
+def _with_error(errors: tuple[Any, ...], error: dict[str, Any]) -> tuple[Any, ...]:
+    return (*errors[-(MAX_ERRORS - 1):], error)
+
+
+class MemoryBell:
+    """The doorbell within one process: a ring ends the worker's sleep."""
+
+    is_live = True
+
+    def __init__(self, bells: list[Callable[[], None]], tell: Callable[[], None]) -> None:
+        self._bells = bells
+        self._tell = tell
+        self._rung = True
+        bells.append(self._ring)
+
+    def fileno(self) -> int | None:
+        return None
+
+    def step(self) -> tuple[bool, float]:
+        rung, self._rung = self._rung, False
+        return rung, 3600.0
+
+    def rest(self, seconds: float) -> None:
+        """There is no connection that others could need."""
+
+    def close(self) -> None:
+        self._bells.remove(self._ring)
+
+    def _ring(self) -> None:
+        self._rung = True
+        self._tell()

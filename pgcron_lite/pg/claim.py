@@ -1,0 +1,158 @@
+"""Taking jobs: the claim, the suspects, and how long until there is something to take."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from ..job import Job
+from .rows import as_job
+from .statements import Statements
+
+
+class Claiming(Statements):
+    """The verbs of a worker that looks for work."""
+
+    def claim(
+        self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
+    ) -> list[Job]:
+        """Take up to `limit` due jobs under the token `claim`, best first."""
+        # Below each level, a (queue, priority), the due jobs come in index order whatever else lies in the table;
+        # "queue = any(...)" with an order by would sort all of it. The lateral joins are evaluated in the order of
+        # their left side, so the outer limit stops at the first priorities that fill it, and no row is locked in
+        # vain but between queues of one priority.
+        # `any(array(...))` locks first and updates by id: a limit inside the update's own sub-select may run twice.
+        rows = self._rows(
+            """
+            with open_levels as materialized (
+                select l.queue, l.priority
+                from pgcron.levels() as l
+                where (l.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                  and not exists (select from pgcron.queues as q where q.name = l.queue and q.paused_at is not null)
+            ),
+            due as (
+                select best.id
+                from (select distinct priority from open_levels order by priority desc) as p
+                cross join lateral (
+                    select waiting.id
+                    from open_levels as l
+                    cross join lateral (
+                        select j.id, j.execute_after
+                        from pgcron.jobs as j
+                        where j.state = 'queued' and not j.alone
+                          and j.queue = l.queue and j.priority = l.priority
+                          and j.execute_after <= pgcron.clock()
+                          and j.task = any(%(tasks)s)
+                        order by j.execute_after, j.id
+                        limit %(limit)s
+                        for update skip locked
+                    ) as waiting
+                    where l.priority = p.priority
+                    order by waiting.execute_after, waiting.id
+                ) as best
+                limit %(limit)s
+            )
+            update pgcron.jobs as j
+            set state = 'running', claim = %(claim)s, worker = %(worker)s, claimed_at = pgcron.clock(),
+                attempt = j.attempt + 1
+            where j.id = any(array(select id from due))
+            returning j.id, j.task, j.queue, j.priority, j.state, j.args::text as args, j.headers, j.tags,
+                      j.execute_after, j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.alone, j.claim,
+                      j.worker, j.created_at, j.claimed_at, j.errors
+            """,
+            {"worker": worker, "claim": claim, "queues": list(queues), "tasks": list(tasks), "limit": limit},
+        )
+        return sorted((as_job(row) for row in rows), key=lambda j: (-j.priority, j.execute_after, j.id))
+
+    def claim_suspect(
+        self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
+    ) -> Job | None:
+        """Take one due job that must run with no neighbours."""
+        rows = self._rows(
+            """
+            update pgcron.jobs as j
+            set state = 'running', claim = %(claim)s, worker = %(worker)s, claimed_at = pgcron.clock(),
+                attempt = j.attempt + 1
+            where j.id = any(array(
+                select s.id
+                from pgcron.jobs as s
+                where s.state = 'queued' and s.alone
+                  and s.execute_after <= pgcron.clock()
+                  and (s.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                  and not exists (select from pgcron.queues as q where q.name = s.queue and q.paused_at is not null)
+                  and s.task = any(%(tasks)s)
+                order by s.execute_after, s.id
+                limit 1
+                for update skip locked
+            ))
+            returning j.id, j.task, j.queue, j.priority, j.state, j.args::text as args, j.headers, j.tags,
+                      j.execute_after, j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.alone, j.claim,
+                      j.worker, j.created_at, j.claimed_at, j.errors
+            """,
+            {"worker": worker, "claim": claim, "queues": list(queues), "tasks": list(tasks)},
+        )
+        return as_job(rows[0]) if rows else None
+
+    def held(self, worker: uuid.UUID, claim: uuid.UUID) -> list[Job]:
+        """What `worker` holds under `claim`: asked after the reply to a claim was lost."""
+        rows = self._rows(
+            """
+            select j.id, j.task, j.queue, j.priority, j.state, j.args::text as args, j.headers, j.tags,
+                   j.execute_after, j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.alone, j.claim,
+                   j.worker, j.created_at, j.claimed_at, j.errors
+            from pgcron.jobs as j
+            where j.state = 'running' and j.worker = %(worker)s and j.claim = %(claim)s
+            order by j.priority desc, j.execute_after, j.id
+            """,
+            {"worker": worker, "claim": claim},
+        )
+        return [as_job(row) for row in rows]
+
+    def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
+        """Seconds until the next deferred job this worker could take is due; None if there is none."""
+        # The walk over levels as in `claim`; below each, one descent to the first job that is not due yet. Jobs due
+        # already are left out: they are claimed now, or are not ours to claim.
+        rows = self._rows(
+            """
+            with upcoming (execute_after) as (
+                select first.execute_after
+                from pgcron.levels() as l
+                cross join lateral (
+                    select j.execute_after
+                    from pgcron.jobs as j
+                    where j.state = 'queued' and not j.alone
+                      and j.queue = l.queue and j.priority = l.priority
+                      and j.execute_after > pgcron.clock()
+                      and j.task = any(%(tasks)s)
+                    order by j.execute_after
+                    limit 1
+                ) as first
+                where l.queue = any(%(queues)s) or '*' = any(%(queues)s)
+                union all
+                select min(j.execute_after)
+                from pgcron.jobs as j
+                where j.state = 'queued' and j.alone and j.execute_after > pgcron.clock()
+            )
+            select extract(epoch from min(execute_after) - pgcron.clock())::float8 as seconds from upcoming
+            """,
+            {"queues": list(queues), "tasks": list(tasks)},
+        )
+        seconds = rows[0].seconds
+        return None if seconds is None else max(0.0, float(seconds))
+
+    def suspects_due(self, queues: Sequence[str], tasks: Sequence[str]) -> bool:
+        """Is there a job due that waits for a worker with nothing else to do?"""
+        rows = self._rows(
+            """
+            select exists (
+                select from pgcron.jobs as j
+                where j.state = 'queued' and j.alone
+                  and j.execute_after <= pgcron.clock()
+                  and (j.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                  and not exists (select from pgcron.queues as q where q.name = j.queue and q.paused_at is not null)
+                  and j.task = any(%(tasks)s)
+            ) as due
+            """,
+            {"queues": list(queues), "tasks": list(tasks)},
+        )
+        return bool(rows[0].due)

@@ -1,0 +1,177 @@
+"""Living and dying: the beat of a worker process, and the rescue of what a dead one held."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+from ..job import MAX_ERRORS, Job, WorkerCard
+from .rows import as_job
+from .statements import Statements
+
+
+class Living(Statements):
+    """The verbs of heartbeats and reapers."""
+
+    def register(self, card: WorkerCard, instead_of: uuid.UUID | None = None) -> None:
+        """Say that a worker lives. If it had another name before, what still runs under that comes along."""
+        # After a freeze a worker may have claimed under its old name before it heard that it was declared dead.
+        self._rows(
+            """
+            with brought as (
+                update pgcron.jobs as j
+                set worker = %(id)s
+                where j.state = 'running' and j.worker = %(instead_of)s
+            )
+            insert into pgcron.workers (id, host, pid, version, queues, slots, mode)
+            values (%(id)s, %(host)s, %(pid)s, %(version)s, %(queues)s, %(slots)s, %(mode)s)
+            on conflict (id) do nothing
+            """,
+            {
+                "id": card.id,
+                "instead_of": instead_of,
+                "host": card.host,
+                "pid": card.pid,
+                "version": card.version,
+                "queues": list(card.queues),
+                "slots": card.slots,
+                "mode": card.mode,
+            },
+        )
+
+    def beat(self, worker: uuid.UUID, running: int = 0, idle_loop: float = 0.0, stopping: bool = False) -> bool:
+        """Say that a worker still lives. False: it has been declared dead, and its jobs are others' now."""
+        rows = self._rows(
+            """
+            update pgcron.workers
+            set beat = beat + 1, beat_at = pgcron.clock(), running = %(running)s, idle_loop = %(idle_loop)s,
+                stopping = %(stopping)s
+            where id = %(worker)s
+            returning beat
+            """,
+            {"worker": worker, "running": running, "idle_loop": idle_loop, "stopping": stopping},
+        )
+        return bool(rows)
+
+    def forget(self, worker: uuid.UUID) -> None:
+        """The worker leaves and holds nothing."""
+        self._rows("delete from pgcron.workers where id = %(worker)s", {"worker": worker})
+
+    def pulses(self) -> dict[uuid.UUID, int]:
+        """The beat of every worker; -1 for one that holds jobs but is not there."""
+        rows = self._rows(
+            """
+            select w.id, w.beat from pgcron.workers as w
+            union all
+            select distinct j.worker, -1
+            from pgcron.jobs as j
+            where j.state = 'running' and not exists (select from pgcron.workers as w where w.id = j.worker)
+            """
+        )
+        return {row.id: row.beat for row in rows}
+
+    def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
+        """Bury the workers whose beat is still the one given (None: dead for certain) and rescue what they held.
+
+        Returns the rescued jobs as they are now: queued again, or failed for having killed too many workers.
+        """
+        suspected = list(silent)
+        if not suspected:
+            return []
+        # One statement, so that nobody sees a worker gone and its jobs not. A worker that beats meanwhile keeps
+        # its row, because the row is compared again under its lock. Pauses and limits do not concern the dead.
+        rows = self._rows(
+            """
+            with silent as (
+                select * from unnest(%(workers)s::uuid[], %(beats)s::bigint[]) as s (worker, beat)
+            ),
+            buried as (
+                delete from pgcron.workers as w
+                using silent as s
+                where w.id = s.worker and w.beat = coalesce(s.beat, w.beat)
+                returning w.id
+            ),
+            dead (worker) as (
+                select b.id from buried as b
+                union
+                select s.worker from silent as s
+                where (s.beat = -1 or s.beat is null)
+                  and not exists (select from pgcron.workers as w where w.id = s.worker)
+            ),
+            lonely (worker) as (
+                select j.worker
+                from pgcron.jobs as j
+                where j.state = 'running' and j.worker in (select d.worker from dead as d)
+                group by j.worker
+                having count(*) = 1
+            ),
+            orphans as (
+                select j.id,
+                       -- Only a death while alone is the job's own.
+                       (j.alone and j.worker in (select l.worker from lonely as l)) as guilty
+                from pgcron.jobs as j
+                where j.state = 'running' and j.worker in (select d.worker from dead as d)
+                order by j.id
+                for update of j skip locked
+            ),
+            rescued as (
+                update pgcron.jobs as j
+                set state = 'queued', claim = null, worker = null, claimed_at = null, attempt = j.attempt - 1,
+                    alone = true, crashes = j.crashes + o.guilty::int,
+                    errors = case
+                        when not o.guilty then j.errors
+                        when jsonb_array_length(j.errors) >= %(most)s then (j.errors - 0) || died.error
+                        else j.errors || died.error
+                    end
+                from orphans as o
+                cross join lateral (
+                    select jsonb_build_object(
+                        'attempt', (select r.attempt from pgcron.jobs as r where r.id = o.id),
+                        'at', pgcron.clock(),
+                        'error', 'the worker died while running this job'
+                    ) as error
+                ) as died
+                where j.id = o.id and not (o.guilty and j.crashes + 1 >= j.max_crashes)
+                returning j.*
+            ),
+            poison as (
+                delete from pgcron.jobs as j
+                using orphans as o
+                where j.id = o.id and o.guilty and j.crashes + 1 >= j.max_crashes
+                returning j.*
+            ),
+            failed as (
+                insert into pgcron.history (
+                    id, task, queue, priority, state, args, headers, tags, execute_after, attempt, max_attempts,
+                    crashes, max_crashes, claim, worker, claimed_at, errors, created_at, finished_at
+                )
+                select p.id, p.task, p.queue, p.priority, 'failed', p.args, p.headers, p.tags, p.execute_after,
+                       p.attempt, p.max_attempts, p.crashes + 1, p.max_crashes, p.claim, p.worker, p.claimed_at,
+                       (case when jsonb_array_length(p.errors) >= %(most)s then p.errors - 0 else p.errors end)
+                       || jsonb_build_object(
+                           'attempt', p.attempt,
+                           'at', pgcron.clock(),
+                           'error', format('the worker died %%s times while running this job alone', p.crashes + 1)
+                       ),
+                       p.created_at, pgcron.clock()
+                from poison as p
+                returning *
+            )
+            select r.id, r.task, r.queue, r.priority, r.state, r.args::text as args, r.headers, r.tags,
+                   r.execute_after, r.attempt, r.max_attempts, r.crashes, r.max_crashes, r.alone, r.claim,
+                   r.worker, r.created_at, r.claimed_at, r.errors, null::timestamptz as finished_at
+            from rescued as r
+            union all
+            select f.id, f.task, f.queue, f.priority, f.state, f.args::text, f.headers, f.tags,
+                   f.execute_after, f.attempt, f.max_attempts, f.crashes, f.max_crashes, false, f.claim,
+                   f.worker, f.created_at, f.claimed_at, f.errors, f.finished_at
+            from failed as f
+            order by id
+            """,
+            {
+                "workers": [worker for worker, _ in suspected],
+                "beats": [beat for _, beat in suspected],
+                "most": MAX_ERRORS,
+            },
+        )
+        return [as_job(row) for row in rows]

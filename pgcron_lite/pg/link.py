@@ -1,0 +1,358 @@
+"""One connection that comes back: opened on first use, and again after it broke.
+
+psycopg is told nothing it could leave behind in a shared session: behind a transaction pooler another client gets
+the same server connection next. So there is no SET, no prepared statement unless the connection is proven direct,
+and each unit of work is a transaction that brings its own isolation level and limits, sent in one round trip.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import select
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, LiteralString
+
+import psycopg
+import psycopg.waiting
+from psycopg import errors as pg_errors
+from psycopg import sql
+from psycopg.rows import namedtuple_row
+
+from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, LoginRefused, SchemaMismatch
+from .address import Address
+
+logger = logging.getLogger(__name__)
+
+Params = Mapping[str, Any] | None
+Row = Any
+
+# Errors after which the same statement may be right a moment later.
+TRY_AGAIN: tuple[type[psycopg.Error], ...] = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    pg_errors.ReadOnlySqlTransaction,
+    pg_errors.FeatureNotSupported,
+    pg_errors.InFailedSqlTransaction,
+    pg_errors.IdleInTransactionSessionTimeout,
+)
+
+# Errors after which this very connection is no longer worth having: a standby, a plan that no longer fits
+# ("cached plan must not change result type" would be repeated for ever), a prepared statement a pooler lost.
+LEAVE: tuple[type[psycopg.Error], ...] = (
+    pg_errors.ReadOnlySqlTransaction,
+    pg_errors.FeatureNotSupported,
+    pg_errors.InvalidSqlStatementName,
+    pg_errors.DuplicatePreparedStatement,
+)
+
+# Long enough that a connection in use is not asked every time whether it still lives.
+IDLE_SECONDS = 0.05
+
+# Ours for the transaction, whatever the role, the database or the server have as defaults. The search path too: a
+# role that may create a function in `public` would otherwise get a worker to call it, as format(text, integer) say.
+_LIMITS: LiteralString = """
+    select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) as path,
+           pg_catalog.set_config('lock_timeout', %s, true) as lock,
+           pg_catalog.set_config('statement_timeout', %s, true) as statement,
+           pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true) as idle
+"""
+
+WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
+    pg_errors.UndefinedTable,
+    pg_errors.UndefinedColumn,
+    pg_errors.UndefinedFunction,
+    pg_errors.InvalidSchemaName,
+)
+
+
+@lru_cache(maxsize=512)
+def in_schema(query: LiteralString, schema: str) -> LiteralString:
+    """`query` as it is sent. Statements say `pgcron`; a schema of another name takes its place.
+
+    The name is a plain identifier, so the statement is as literal as it was.
+    """
+    if schema == "pgcron":
+        return query
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,39}", schema):
+        raise ConfigError(f"schema {schema!r}: expected a plain lower-case name of at most 40 letters, digits and _")
+    return re.sub(r"\bpgcron\b", schema, query)  # type: ignore[return-value,unused-ignore]
+
+
+class Link:
+    """One connection for one purpose. Threads may share it; they take turns."""
+
+    def __init__(
+        self,
+        address: Address,
+        schema: str,
+        *,
+        lock_seconds: float = 2.0,
+        statement_seconds: float = 30.0,
+        hears: bool = False,
+    ) -> None:
+        self.address = address
+        self.schema = schema
+        self.lock_seconds = lock_seconds
+        self.statement_seconds = statement_seconds
+        # Counts connections, so that an observer can tell whether its watch was broken.
+        self.generation = 0
+        self.busy_since: float | None = None
+        self._conn: psycopg.Connection[Row] | None = None
+        self._turn = threading.Lock()
+        self._used_at = 0.0
+        self._hears = hears
+        self._trusts_plans = True
+        _links.add(self)
+
+    def rows(
+        self, query: LiteralString, params: Params = None, *, lock_seconds: float | None = None
+    ) -> list[Row]:
+        """Run one statement in a transaction of its own and return its rows."""
+        return self.batch([(query, params)], lock_seconds=lock_seconds)[0]
+
+    def batch(
+        self, statements: Sequence[tuple[LiteralString, Params]], *, lock_seconds: float | None = None
+    ) -> list[list[Row]]:
+        """Run `statements` in one transaction and one round trip; the rows of each."""
+        refusal: psycopg.Error | None = None
+        cursors: list[psycopg.Cursor[Row]] = []
+        with self._connected() as conn:
+            try:
+                with conn.pipeline():
+                    try:
+                        conn.execute("begin isolation level read committed")
+                        conn.execute(_LIMITS, self._limits(lock_seconds))
+                        cursors += [conn.execute(in_schema(query, self.schema), params) for query, params in statements]
+                        conn.execute("commit")
+                    except psycopg.Error as error:
+                        # Held until the pipeline is over: psycopg logs what it cannot tidy up after an error.
+                        refusal = error
+            except psycopg.Error as error:
+                raise refusal or error from None
+            if refusal is not None:
+                raise refusal
+            return [c.fetchall() if c.description else [] for c in cursors]
+
+    def alone(self, query: LiteralString | sql.Composed) -> None:
+        """Run one statement with no transaction around it: for what belongs to the session, as LISTEN does."""
+        with self._connected() as conn:
+            conn.execute(in_schema(query, self.schema) if isinstance(query, str) else query)
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Row]]:
+        """A transaction for several statements that depend on one another."""
+        with self._connected() as conn, conn.transaction():
+            conn.execute(_LIMITS, self._limits())
+            yield conn
+
+    @property
+    def is_open(self) -> bool:
+        return self._conn is not None and not self._conn.closed
+
+    def fileno(self) -> int:
+        assert self._conn is not None
+        return self._conn.fileno()
+
+    def connection(self) -> psycopg.Connection[Row]:
+        """The connection itself, opened if need be; for the listener."""
+        if self._conn is not None and not self._conn.closed:
+            return self._conn
+        self.generation += 1
+        return self._open()
+
+    def cut(self) -> None:
+        """End a call that hangs in another thread, by shutting its socket down.
+
+        Closing would free the descriptor for somebody else while the other thread still waits on it.
+        """
+        conn = self._conn
+        if conn is None or conn.closed:
+            return
+        try:
+            duplicate = socket.socket(fileno=os.dup(conn.fileno()))
+        except (OSError, psycopg.Error):
+            return
+        with duplicate, suppress(OSError):
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[Row]]:
+        with self._turn:
+            self.busy_since = time.monotonic()
+            try:
+                self._replace_if_idled_out()
+                with _interruption_first():
+                    yield self.connection()
+            except LEAVE as error:
+                self._trusts_plans = False
+                self.close()
+                raise DatabaseUnavailable(_worded(error)) from error
+            except WRONG_SCHEMA as error:
+                self._recover()
+                raise SchemaMismatch(f"{_worded(error)}. Run: pgcron migrate") from error
+            except TRY_AGAIN as error:
+                self._recover()
+                raise DatabaseUnavailable(_worded(error)) from error
+            except psycopg.Error as error:
+                self._recover()
+                raise DatabaseRefused(_worded(error)) from error
+            except BaseException:
+                # A greenlet killed in the middle of a statement leaves it running on the server.
+                self.close()
+                raise
+            finally:
+                self.busy_since, self._used_at = None, time.monotonic()
+
+    def _limits(self, lock_seconds: float | None = None) -> list[str]:
+        """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
+        lock = self.lock_seconds if lock_seconds is None else lock_seconds
+        return [f"{seconds * 1000:.0f}" for seconds in (lock, self.statement_seconds, 10.0)]
+
+    def _replace_if_idled_out(self) -> None:
+        """Open a new connection if the server ended ours for being idle: the operator's wish, and no outage.
+
+        So it is not counted either; an observer that looks seldom could never watch without a break.
+        """
+        conn = self._conn
+        if conn is None or conn.closed or time.monotonic() - self._used_at < IDLE_SECONDS or not _has_said_more(conn):
+            return
+        try:
+            conn.execute("select")
+        except pg_errors.IdleSessionTimeout:
+            self.close()
+            self._open()
+
+    def _open(self) -> psycopg.Connection[Row]:
+        check_patching()
+        try:
+            conn = psycopg.connect(self.address.conninfo, autocommit=True, row_factory=namedtuple_row)
+        except psycopg.Error as error:
+            raise _unreachable(self.address, error) from error
+        # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
+        self._conn = conn
+        conn.prepare_threshold = None
+        conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        try:
+            standby, backend = self._introduce(conn)
+        except psycopg.Error as error:
+            self.close()
+            raise _unreachable(self.address, error) from error
+        if standby:
+            self.close()
+            raise DatabaseUnavailable(f"{self.address} is a read-only standby; waiting for the primary")
+        if self._trusts_plans and backend == conn.info.backend_pid:
+            # The server itself answered, not a pooler that would send the next statement elsewhere.
+            conn.prepare_threshold = 2
+        if not self._hears:
+            # Behind a pooler we may be sent what others listen to, and psycopg would keep it all.
+            conn.add_notify_handler(lambda notice: None)
+        return conn
+
+    def _introduce(self, conn: psycopg.Connection[Row]) -> tuple[bool, int]:
+        row = conn.execute("select pg_is_in_recovery() as standby, pg_backend_pid() as backend").fetchall()[0]
+        return bool(row.standby), int(row.backend)
+
+    def _recover(self) -> None:
+        """After an error: keep the connection only if it is clean."""
+        conn = self._conn
+        if conn is None or conn.closed:
+            return
+        try:
+            if conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                conn.rollback()
+            if conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+                return
+        except psycopg.Error:
+            pass
+        self.close()
+
+    def forget_parents_connection(self) -> None:
+        """In a forked child: the connection is the parent's, and so may be whoever holds the turn."""
+        if self._conn is not None:
+            _parents_connections.append(self._conn)
+        self._conn = None
+        self._turn = threading.Lock()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+# Kept alive on purpose: closing one of these in the child would end the parent's session.
+_parents_connections: list[psycopg.Connection[Row]] = []
+
+
+def _after_fork() -> None:
+    for link in list(_links):
+        link.forget_parents_connection()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_patching() -> None:
+    """Refuse to go on half-patched. psycopg chose how to wait when it was imported, and cannot be told again."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.saved:
+        return
+    blocks = getattr(psycopg.waiting.wait, "__name__", "") == "wait_c" or not monkey.is_module_patched("select")
+    if blocks:
+        raise LatePatch(
+            "gevent was patched after psycopg had been imported, so every query would stop all greenlets. Start with"
+            " `pgcron worker --gevent` or app.run_worker(gevent=True), or call gevent.monkey.patch_all() before any"
+            " import that loads psycopg (SQLAlchemy and Flask-SQLAlchemy do)."
+        )
+
+
+@contextmanager
+def _interruption_first() -> Iterator[None]:
+    """Let what was thrown in from outside, a deadline's or a killed greenlet's, come out as it is.
+
+    psycopg then tidies its pipeline up, cannot in the middle of a statement, and raises that in its place.
+    """
+    handled = sys.exc_info()[1]
+    try:
+        yield
+    except psycopg.Error as error:
+        earlier = error.__context__
+        while isinstance(earlier, Exception) and earlier is not handled:
+            earlier = earlier.__context__
+        if earlier is None or earlier is handled:
+            raise
+        raise earlier from None
+
+
+def _has_said_more(conn: psycopg.Connection[Row]) -> bool:
+    """Has the server sent something that nobody asked for?"""
+    poller = select.poll()
+    poller.register(conn.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _unreachable(address: Address, error: psycopg.Error) -> DatabaseUnavailable:
+    """What a failed connection attempt means. psycopg knows no error codes here, only the server's words."""
+    words = _worded(error)
+    if re.search("too many (clients|connections)|remaining connection slots|no more connections", words):
+        return DatabaseUnavailable(
+            f"cannot connect to {address}: {words}. A worker process uses up to 4 connections and can do with 2, a web"
+            " process up to PGCRON_CONNECTIONS"
+        )
+    if re.search("authentication failed|no pg_hba.conf entry|not permitted to log in|role .* does not exist", words):
+        return LoginRefused(f"cannot connect to {address}: {words}")
+    return DatabaseUnavailable(f"cannot connect to {address}: {words}")
+
+
+def _worded(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

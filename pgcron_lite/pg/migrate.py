@@ -1,0 +1,201 @@
+"""Bringing the schema up to date: numbered files, in order, each in a transaction of its own.
+
+Safe when two run at once: they take turns by an advisory lock that ends with the transaction, so it works through a
+pooler as well. A migration that cannot get its table locks within a few seconds gives up and tries again, so that it
+never stands in front of everybody else's statements.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+from importlib import resources
+
+import psycopg
+from psycopg import errors as pg_errors
+from psycopg import sql
+
+from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, SchemaMismatch
+from .address import Address
+from .link import in_schema
+
+logger = logging.getLogger(__name__)
+
+LOCK_SECONDS = 3.0
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file. `oldest_code` is the oldest schema number whose code may run on the result."""
+
+    number: int
+    name: str
+    text: str
+
+    @property
+    def oldest_code(self) -> int:
+        said = re.search(r"^-- oldest code: (\d+)$", self.text, re.MULTILINE)
+        return int(said.group(1)) if said else self.number
+
+    def __str__(self) -> str:
+        return f"{self.number:04} {self.name}"
+
+
+def migrations() -> list[Migration]:
+    """All migrations of this version of the code, in order."""
+    found = []
+    for file in resources.files("pgcron_lite.pg").joinpath("sql").iterdir():
+        match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
+        if match:
+            found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
+    return sorted(found, key=lambda m: m.number)
+
+
+def newest() -> int:
+    """The schema number this code is written for."""
+    return migrations()[-1].number
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """Which schema a database has, beside the one this code wants. 0: none."""
+
+    have: int
+    want: int
+    oldest_code: int
+
+    @property
+    def is_behind(self) -> bool:
+        return self.have < self.want
+
+    def refusal(self, schema: str) -> str | None:
+        """Why this code cannot work here, and the one command to type; None if it can."""
+        if self.have == 0:
+            return f"the schema {schema!r} is not there yet. Run: pgcron migrate"
+        if self.is_behind:
+            return f"the schema {schema!r} is at {self.have}, this version needs {self.want}. Run: pgcron migrate"
+        if self.oldest_code > self.want:
+            return (
+                f"the schema {schema!r} is at {self.have} and no longer works with this version, which knows"
+                f" {self.want}. Run: pip install --upgrade pgcron_lite"
+            )
+        return None
+
+
+def state(address: Address, schema: str = "pgcron") -> SchemaState:
+    """Look, and change nothing."""
+    try:
+        with _connect(address) as conn:
+            return state_on(conn, schema)
+    except pg_errors.InsufficientPrivilege as error:
+        raise DatabaseRefused(f"cannot read the number of schema {schema!r}: {error}") from error
+
+
+def migrate(address: Address, schema: str = "pgcron", to: int | None = None) -> list[Migration]:
+    """Apply what is missing, up to number `to`; returns what was applied."""
+    known = migrations()
+    target = known[-1].number if to is None else to
+    if target not in {m.number for m in known}:
+        raise ConfigError(f"there is no migration {target}; the known ones are 1 to {known[-1].number}")
+    have = state(address, schema).have
+    if to is not None and have > to:
+        raise SchemaMismatch(f"the schema {schema!r} is at {have} already; migrations only go forward")
+    applied = []
+    for migration in known:
+        if migration.number <= target and _apply(address, schema, migration):
+            applied.append(migration)
+    return applied
+
+
+def script(schema: str = "pgcron", since: int = 0) -> str:
+    """The SQL that `migrate` would run on a database at number `since`, for people who apply it themselves."""
+    parts = []
+    if since == 0:
+        parts.append(in_schema("create schema if not exists pgcron;", schema))
+    for migration in migrations():
+        if migration.number > since:
+            record = (
+                "insert into pgcron.migrations (number, name, oldest_code)"  # noqa: S608
+                f" values ({migration.number}, '{migration.name}', {migration.oldest_code});"
+            )
+            begin = "begin;\nset local search_path = pg_catalog, pg_temp;"
+            parts.append("\n".join([begin, in_schema(migration.text + record, schema), "commit;"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _apply(address: Address, schema: str, migration: Migration) -> bool:
+    """Apply one migration unless somebody else has. Waits for locks in small portions."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return _try_to_apply(address, schema, migration)
+        except (pg_errors.LockNotAvailable, pg_errors.DeadlockDetected) as error:
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable(
+                    f"migration {migration} waited {PATIENCE_SECONDS:.0f} s for a lock that others hold: {error}"
+                ) from error
+            logger.info("migration %s waits for a lock that others hold; trying again", migration)
+            time.sleep(0.5)
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(f"migration {migration} was cut off, run it again: {error}") from error
+        except psycopg.Error as error:
+            raise DatabaseRefused(f"migration {migration} was refused, nothing of it has been done: {error}") from error
+
+
+def _try_to_apply(address: Address, schema: str, migration: Migration) -> bool:
+    with _connect(address) as conn, conn.transaction():
+        conn.execute("select set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS * 1000:.0f}"])
+        conn.execute("select set_config('statement_timeout', '0', true)")
+        # Defaults, constraints and the view mean the same functions whoever migrates.
+        conn.execute("set local search_path = pg_catalog, pg_temp")
+        conn.execute("select pg_advisory_xact_lock(hashtextextended(%s, 7090))", [f"pgcron migrate {schema}"])
+        if state_on(conn, schema).have >= migration.number:
+            return False
+        if migration.number == 1:
+            _create_schema(conn, schema)
+        conn.execute(in_schema(migration.text, schema))
+        conn.execute(
+            in_schema(
+                "insert into pgcron.migrations (number, name, oldest_code) values (%(number)s, %(name)s, %(code)s)",
+                schema,
+            ),
+            {"number": migration.number, "name": migration.name, "code": migration.oldest_code},
+        )
+        return True
+
+
+def _create_schema(conn: psycopg.Connection[object], schema: str) -> None:
+    plain = conn.execute("select quote_ident(%s) = %s", [schema, schema]).fetchone()
+    if plain != (True,):
+        raise ConfigError(f"schema {schema!r} is a reserved word of SQL; choose another name")
+    # Somebody may have prepared an empty schema for us, without the right to create one.
+    if conn.execute("select from pg_namespace where nspname = %s", [schema]).rowcount == 0:
+        conn.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+
+
+def state_on(conn: psycopg.Connection[object], schema: str) -> SchemaState:
+    """The same on a connection that is there."""
+    table = conn.execute("select to_regclass(%s)", [in_schema("pgcron.migrations", schema)]).fetchone()
+    if table == (None,):
+        return SchemaState(0, newest(), 0)
+    row = conn.execute(
+        in_schema(
+            "select coalesce(max(number), 0) as have, coalesce(max(oldest_code), 0) as code from pgcron.migrations",
+            schema,
+        )
+    ).fetchone()
+    assert isinstance(row, tuple)
+    return SchemaState(row[0], newest(), row[1])
+
+
+def _connect(address: Address) -> psycopg.Connection[object]:
+    try:
+        conn = psycopg.connect(address.conninfo, autocommit=True)
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(f"cannot connect to {address}: {' '.join(str(error).split())}") from error
+    conn.prepare_threshold = None
+    conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    return conn

@@ -1,0 +1,47 @@
+"""The PostgreSQL store: the verbs of a queue, one statement each.
+
+The same verbs as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running job
+names its id and its claim; nothing changed is an answer, not an error. The statements live in the room of their
+verb: `enqueue`, `claim`, `settle`, `life`, and `desk` for what operators ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import SchemaMismatch
+from . import migrate
+from .claim import Claiming
+from .desk import Desk
+from .enqueue import Enqueueing
+from .life import Living
+from .listen import Listener
+from .settle import Settling
+
+
+class PostgresStore(Enqueueing, Claiming, Settling, Living, Desk):
+    """The queue in a PostgreSQL database. Connects on first use; threads may share it."""
+
+    def open_bell(self, tell: Callable[[], None]) -> Listener:
+        """The doorbell as one worker hears it. Its socket ends the worker's sleep; `tell`, when it has one."""
+        return Listener(self.direct, self.schema, self.notify, tell)
+
+    def check_schema(self) -> None:
+        """Refuse a schema that is missing or does not fit this code, with the command that helps."""
+        refusal = self._schema_state().refusal(self.schema)
+        if refusal is not None:
+            raise SchemaMismatch(refusal)
+
+    def describe(self) -> str:
+        """The database in a line, for the start of a worker."""
+        server = self.server()
+        state = self._schema_state()
+        return (
+            f"PostgreSQL {server['version'].split()[0]} at {self.address}, schema {self.schema} at"
+            f" {state.have}/{state.want}, up to 4 of {server['max_connections']} connections"
+        )
+
+    def _schema_state(self) -> migrate.SchemaState:
+        # On a connection we have: where connections are scarce, one more just to look may be one too many.
+        with self.links.take() as link, link.transaction() as conn:
+            return migrate.state_on(conn, self.schema)
