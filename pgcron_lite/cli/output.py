@@ -1,0 +1,154 @@
+"""How commands show things: columns for people, one JSON object per line for programs, times for both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+from .. import moment
+from ..execute import clean
+from ..job import Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COLOURS = {
+    "done": "green", "ok": "green", "failed": "red", "stuck": "red", "silent": "red", "running": "cyan",
+    "cancelled": "yellow", "stopping": "yellow", "paused": "yellow",
+}
+
+
+def as_json(command: F) -> F:
+    """The option --json, on every command that shows something."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object per line, for programs.")(command)
+
+
+def print_json(item: dict[str, Any]) -> None:
+    # Non-ASCII as escapes: whatever is in a job's text, a line stays a line in every terminal and every locale.
+    click.echo(json.dumps(item, default=_plain))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, right: str = "") -> None:
+    """Columns as wide as they need to be, those named in `right` aligned there; the last one is cut to the screen."""
+    cells = [[line(str(value)) for value in row] for row in rows]
+    if not cells:
+        return
+    lines = [list(headings), *cells]
+    widths = [max(len(words[i]) for words in lines) for i in range(len(headings))]
+    ends = {name for name in headings if name in right.split(", ")}
+    for number, words in enumerate(lines):
+        padded = [_padded(cell, width, name in ends) for cell, width, name in zip(words, widths, headings, strict=True)]
+        room = _screen() - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        padded[-1] = _cut(words[-1], max(room, 12)).rjust(widths[-1] if headings[-1] in ends else 0)
+        styled = [click.style(c, dim=True) if number == 0 else _coloured(c) for c in padded]
+        click.echo("  ".join(styled).rstrip())
+
+
+def _padded(cell: str, width: int, is_right: bool) -> str:
+    return cell.rjust(width) if is_right else cell.ljust(width)
+
+
+def _coloured(cell: str) -> str:
+    colour = COLOURS.get(cell.strip())
+    return click.style(cell, fg=colour) if colour else cell
+
+
+def state(word: str) -> str:
+    return _coloured(word)
+
+
+def _screen() -> int:
+    """Columns to fill. A file or another program gets everything."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 100_000
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def line(text: str) -> str:
+    """User text as one line, with nothing in it that steers a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def block(text: str, indent: str = "    ") -> str:
+    """User text of several lines, indented, with nothing in it that steers a terminal."""
+    return "\n".join(f"{indent}{line(part.expandtabs(8))}" for part in text.split("\n")).rstrip()
+
+
+# Times
+
+def iso(value: datetime | None) -> str | None:
+    return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def span(value: timedelta | float) -> str:
+    """A span in its two largest units: `3 s`, `12 m`, `2 h 5 m`, `4 d 1 h`."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if seconds < 1:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    rounded = timedelta(seconds=round(seconds))
+    words = moment.spoken(rounded).split()[:2]
+    return " ".join(f"{word[:-1]} {word[-1]}" for word in words)
+
+
+def ago(then: datetime, now: datetime) -> str:
+    return "just now" if now - then < timedelta(seconds=1) else f"{span(now - then)} ago"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# Jobs
+
+def took(job: Job) -> str:
+    """How long the last attempt of an ended job ran."""
+    return span(job.finished_at - job.claimed_at) if job.finished_at and job.claimed_at else "no time"
+
+
+def job_fields(job: Job) -> dict[str, Any]:
+    """A job as `--json` has it. The names are stable; new ones may be added."""
+    return {
+        "id": job.id,
+        "task": job.task,
+        "state": job.state,
+        "queue": job.queue,
+        "priority": job.priority,
+        "args": _decoded(job.args),
+        "headers": dict(job.headers),
+        "tags": list(job.tags),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "crashes": job.crashes,
+        "max_crashes": job.max_crashes,
+        "alone": job.alone,
+        "worker": None if job.worker is None else str(job.worker),
+        "created_at": iso(job.created_at),
+        "execute_after": iso(job.execute_after),
+        "claimed_at": iso(job.claimed_at),
+        "finished_at": iso(job.finished_at),
+        "result": None if job.result is None else _decoded(job.result),
+        "errors": [dict(error) for error in job.errors],
+    }
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return clean(text, 10_000)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, (uuid.UUID, timedelta)):
+        return str(value)
+    return repr(value)

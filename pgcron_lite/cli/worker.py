@@ -1,0 +1,83 @@
+"""`pgcron worker`: run jobs until told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import click
+
+from .. import logs
+from .opening import chosen
+from .words import Span
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def worker_options(command: F) -> F:
+    """The options that `pgcron worker` and `pgcron dev` have in common. Left out, the settings decide."""
+    for option in reversed(
+        (
+            click.option("-q", "--queue", "queues", multiple=True, metavar="NAME[,NAME]",
+                         help="Serve this queue; may be repeated. * is every queue. [setting: queues]"),
+            click.option("--slots", type=click.IntRange(1), metavar="N",
+                         help="How many jobs run at once. [setting: slots]"),
+            click.option("--gevent", is_flag=True, envvar="PGCRON_GEVENT",
+                         help="Run jobs in greenlets instead of threads; patches before your code is imported."),
+            click.option("--grace", type=Span(), metavar="SPAN",
+                         help="How long running jobs may take to finish when the worker stops. [setting: grace]"),
+            click.option("--log-format", type=click.Choice(logs.FORMATS), envvar="PGCRON_LOG_FORMAT",
+                         help="Default: text on a terminal, logfmt elsewhere, nothing if your app has set up logging."),
+            click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info",
+                         envvar="PGCRON_LOG_LEVEL", show_default=True),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@worker_options
+@click.option("--processes", type=click.IntRange(1, 256), default=1, metavar="N",
+              help="Run N worker processes under one that restarts them.")
+@click.option("--drain", is_flag=True, help="End when nothing is due any more.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="N",
+              help="End after N seconds, as if told to stop.")
+@click.option("--fail-fast", is_flag=True, help="End with 69 if the database is not there, instead of waiting.")
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    queues: tuple[str, ...],
+    slots: int | None,
+    gevent: bool,
+    grace: timedelta | None,
+    log_format: logs.Format | None,
+    log_level: str,
+    processes: int,
+    drain: bool,
+    max_seconds: float | None,
+    fail_fast: bool,
+) -> None:
+    """Run jobs until told to stop.
+
+    SIGTERM or Ctrl-C: claim nothing more, let what runs finish within the grace, hand the rest back, end with 0.
+    A second Ctrl-C hands everything back at once and ends with 130.
+    """
+    from .. import process
+
+    app = chosen(ctx).app()
+    logs.set_up(log_format, log_level)
+    app.settings.url()
+    code = process.run_worker(
+        app,
+        queues=",".join(queues) or None,
+        slots=slots,
+        gevent=gevent,
+        processes=processes,
+        drain=drain,
+        max_seconds=max_seconds,
+        grace=grace,
+        fail_fast=fail_fast,
+    )
+    process.leave(code)
