@@ -1,0 +1,49 @@
+"""A clock that stands still until a test moves it, for both stores."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Clock:
+    """Says the same time until it is moved. The memory store calls it; a database follows it."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+        self._follower: psycopg.Connection[Any] | None = None
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> datetime:
+        """Move by that many seconds, backwards if they are negative; returns the new time."""
+        self.now += timedelta(seconds=seconds)
+        self._tell()
+        return self.now
+
+    def rule(self, url: str) -> None:
+        """Put the database's pgcron.clock() under this clock, until `release`."""
+        self._follower = psycopg.connect(url, autocommit=True)
+        self._follower.execute(
+            """
+            create table public.test_moment (now timestamptz not null);
+            grant select on public.test_moment to public;
+            insert into public.test_moment values ('2000-01-01');
+            create or replace function pgcron.clock() returns timestamptz
+                language sql stable parallel safe
+                set search_path = pg_catalog, pg_temp
+                as 'select now from public.test_moment';
+            """
+        )
+        self._tell()
+
+    def release(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+
+    def _tell(self) -> None:
+        if self._follower is not None:
+            self._follower.execute("update public.test_moment set now = %s", [self.now])

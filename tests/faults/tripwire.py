@@ -1,0 +1,111 @@
+"""A TCP proxy with a tripwire: something happens when a given statement passes, or when its reply comes back.
+
+So a process can be killed or frozen in the one moment that matters: before the server has heard a statement, with the
+statement run and its transaction open, or after the server has committed it and before the client knows.
+"""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+Moment = Literal["before the statement", "within the transaction", "after the commit"]
+
+
+class Tripwire:
+    """Passes everything on to the server of `url`; calls `trip` once, in the given moment of the first statement that
+    contains `words`. After that its connection is cut, or left hanging within the transaction: the client never learns
+    how it ended."""
+
+    def __init__(self, url: str, words: str, moment: Moment, trip: Callable[[], None]) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._words, self._moment, self._trip = words.encode(), moment, trip
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.has_tripped = threading.Event()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        port = self._listening.getsockname()[1]
+        credentials = parts.netloc.rpartition("@")[0]
+        self.url = urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
+        self._start(self._serve)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for each in (self._listening, *self._sockets):
+            _shut(each)
+        for thread in self._threads:
+            thread.join(5)
+        for each in (self._listening, *self._sockets):
+            each.close()
+
+    def _start(self, run: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=run, args=args, name="tripwire", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += client, server
+                armed = threading.Event()
+                self._start(self._to_server, client, server, armed)
+                self._start(self._to_client, client, server, armed)
+
+    def _to_server(self, client: socket.socket, server: socket.socket, armed: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := client.recv(65536):
+                if self._words in chunk and not self.has_tripped.is_set():
+                    if self._moment == "before the statement":
+                        return self._spring(client, server)
+                    if self._moment == "within the transaction":
+                        server.sendall(chunk[: self._end_of_statement(chunk)])
+                        self.has_tripped.set()
+                        return self._trip()
+                    armed.set()
+                server.sendall(chunk)
+        _shut(server)
+
+    def _end_of_statement(self, chunk: bytes) -> int:
+        """Where, in messages as the client sends them (a letter, a length, the rest), the next statement begins."""
+        place, found, bound = 0, False, False
+        while place < len(chunk):
+            kind, size = chunk[place : place + 1], int.from_bytes(chunk[place + 1 : place + 5], "big") + 1
+            # Parse, or a Bind of what was parsed before, is how a statement begins.
+            if found and (kind == b"P" or (kind == b"B" and bound)):
+                break
+            found = found or self._words in chunk[place : place + size]
+            bound = found and (bound or kind == b"B")
+            place += size
+        return place
+
+    def _to_client(self, client: socket.socket, server: socket.socket, armed: threading.Event) -> None:
+        held = b""
+        with contextlib.suppress(OSError):
+            while chunk := server.recv(65536):
+                if not armed.is_set():
+                    client.sendall(chunk)
+                    continue
+                held += chunk
+                # The tag of the commit at the end of the transaction: from here on it has happened.
+                if b"COMMIT\0" in held:
+                    return self._spring(client, server)
+        _shut(client)
+
+    def _spring(self, client: socket.socket, server: socket.socket) -> None:
+        self.has_tripped.set()
+        self._trip()
+        _shut(client)
+        _shut(server)
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)

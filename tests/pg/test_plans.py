@@ -1,0 +1,191 @@
+"""The shape of the hot statements: which index serves them, and how much they read with a full table behind them.
+
+The plans are those of the statements the store really sends, each run under EXPLAIN ANALYZE by a store that differs in
+nothing else.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+
+from pgcron_lite.job import Outcome
+from pgcron_lite.pg.address import address
+from pgcron_lite.pg.link import Params
+from pgcron_lite.pg.store import PostgresStore
+
+ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
+FUTURE = 200_000
+
+
+class ExplainingStore(PostgresStore):
+    """Runs every statement as it is, and keeps its plan instead of its rows."""
+
+    plan: dict[str, Any]
+
+    def _rows(self, query: LiteralString, params: Params = None) -> list[Any]:
+        with self.links.take() as link:
+            [row] = link.rows("explain (analyze, buffers, format json) " + query, params)
+        self.plan = row[0][0]["Plan"]
+        return []
+
+
+@pytest.fixture(scope="module")
+def full_url(databases: Any) -> Iterator[str]:
+    """200 000 jobs of a higher priority that are not due yet, and a hundred in each of two queues that are."""
+    url = databases.create(databases.template)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(
+            """
+            insert into pgcron.jobs (task, queue, priority, execute_after)
+            select 'add', 'default', 10, clock_timestamp() + interval '1 day' + n * interval '1 ms'
+            from generate_series(1, %s) as n
+            """,
+            [FUTURE],
+        )
+        conn.execute(
+            """
+            insert into pgcron.jobs (task, queue, priority, execute_after)
+            select 'add', queue, 0, clock_timestamp() - n * interval '1 ms'
+            from generate_series(1, 100) as n, unnest(array['default', 'mail']) as queue
+            """
+        )
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture(params=["analyzed", "fresh"])
+def full(full_url: str, request: pytest.FixtureRequest) -> Iterator[ExplainingStore]:
+    """A store on the full table, with the planner's statistics and with those of an empty table."""
+    with psycopg.connect(full_url, autocommit=True) as conn:
+        if request.param == "analyzed":
+            conn.execute("vacuum analyze pgcron.jobs")
+        else:
+            conn.execute("delete from pg_statistic where starelid = 'pgcron.jobs'::regclass")
+            conn.execute(
+                "update pg_class set reltuples = -1, relpages = 0"
+                " where oid = 'pgcron.jobs'::regclass or relname in ('jobs_waiting', 'jobs_pkey', 'jobs_suspect')"
+            )
+    store = ExplainingStore(address(full_url, application="pgcron plans"))
+    yield store
+    store.close()
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every node of a plan."""
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def rows_read(plan: dict[str, Any]) -> float:
+    """Rows that the statement took from the table of jobs, thrown away or not."""
+    return sum(
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        for node in nodes(plan)
+        if node.get("Relation Name") == "jobs" and node["Node Type"] != "ModifyTable"
+    )
+
+
+def pages(plan: dict[str, Any]) -> int:
+    """Pages touched, those inside of functions included."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def indexes(plan: dict[str, Any]) -> set[str]:
+    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+
+
+def shown(plan: dict[str, Any]) -> str:
+    return json.dumps(plan, indent=1)
+
+
+def test_the_claim_reads_what_it_takes_whatever_lies_before_it(full: ExplainingStore) -> None:
+    full.claim(ME, CLAIM, ["*"], ["add"], 10)
+
+    plan = full.plan
+    assert not [n for n in nodes(plan) if n["Node Type"] in ("Seq Scan",) and n.get("Relation Name") == "jobs"]
+    assert "jobs_waiting" in indexes(plan), shown(plan)
+    # Ten from each of the two queues of the best priority that has any, and the ten that are updated.
+    assert rows_read(plan) <= 40, shown(plan)
+    assert all(n["Actual Rows"] <= 20 for n in nodes(plan) if "Sort" in n["Node Type"]), shown(plan)
+    assert pages(plan) < 600, shown(plan)
+    taken = [n for n in nodes(plan) if n["Node Type"] == "ModifyTable"]
+    assert [n["Actual Rows"] for n in taken] == [10]
+    with psycopg.connect(full.address.conninfo, autocommit=True) as conn:
+        conn.execute(
+            "update pgcron.jobs set state = 'queued', claim = null, worker = null, claimed_at = null, attempt = 0"
+            " where state = 'running'"
+        )
+
+
+def test_next_due_is_one_descent_for_each_level(full: ExplainingStore) -> None:
+    with pytest.raises(IndexError):
+        full.next_due(["*"], ["add"])
+
+    plan = full.plan
+    assert "jobs_waiting" in indexes(plan)
+    assert rows_read(plan) <= 4, shown(plan)
+    assert pages(plan) < 200, shown(plan)
+
+
+def test_looking_for_a_suspect_reads_the_suspects_alone(full: ExplainingStore) -> None:
+    full.claim_suspect(ME, CLAIM, ["*"], ["add"])
+
+    assert "jobs_suspect" in indexes(full.plan), shown(full.plan)
+    assert rows_read(full.plan) == 0
+    assert pages(full.plan) < 50
+
+
+def test_settling_reads_the_jobs_it_settles(full: ExplainingStore) -> None:
+    for state in ("done", "queued"):
+        full.settle([Outcome(n, CLAIM, state, delay=1.0) for n in range(1, 51)])  # type: ignore[arg-type]
+
+        assert rows_read(full.plan) <= 50, shown(full.plan)
+        assert pages(full.plan) < 400, shown(full.plan)
+
+
+def test_a_reaper_reads_what_the_dead_hold(full: ExplainingStore) -> None:
+    full.reap([(ME, None)])
+
+    assert rows_read(full.plan) == 0, shown(full.plan)
+    assert pages(full.plan) < 100, shown(full.plan)
+
+
+def test_cancelling_and_looking_up_a_job_read_one_row(full: ExplainingStore) -> None:
+    full.cancel(10**12)
+    assert rows_read(full.plan) == 0
+    full.get(FUTURE // 2)
+    assert rows_read(full.plan) == 1, shown(full.plan)
+
+
+@pytest.mark.row(136)
+@pytest.mark.parametrize("states", [["done", "failed", "cancelled"], ["failed", "cancelled"], ["cancelled"]])
+def test_a_history_of_any_length_is_pruned_in_portions_by_its_index(pg_url: str, states: list[str]) -> None:
+    with psycopg.connect(pg_url, autocommit=True) as conn:
+        conn.execute(
+            """
+            insert into pgcron.history (id, task, queue, priority, state, args, headers, tags, execute_after, attempt,
+                                        max_attempts, crashes, max_crashes, errors, created_at, finished_at)
+            select n, 'add', 'default', 0, (%(states)s::text[])[1 + n %% cardinality(%(states)s::text[])],
+                   '{}', '{}', '{}', now(), 1, 5, 0, 3, '[]', now(), now() - n * interval '1 minute'
+            from generate_series(1, 60000) as n
+            """,
+            {"states": states},
+        )
+        conn.execute("analyze pgcron.history")
+    store = ExplainingStore(address(pg_url, application="pgcron plans"))
+
+    store.prune(timedelta(0), timedelta(0), limit=100)
+
+    read = sum(
+        (n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"]
+        for n in nodes(store.plan)
+        if n.get("Relation Name") == "history" and n["Node Type"] != "ModifyTable"
+    )
+    store.close()
+    assert read <= 600, shown(store.plan)

@@ -1,0 +1,348 @@
+"""Who may do what: the four parts of pgcron.allow, each tried on everything, and an attack from below."""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import conninfo, errors, sql
+
+from pgcron_lite.errors import DatabaseRefused
+from pgcron_lite.job import NewJob, Outcome, WorkerCard
+from pgcron_lite.pg.address import address
+from pgcron_lite.pg.callers import complete_on, enqueue_on
+from pgcron_lite.pg.store import PostgresStore
+
+ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
+PARTS = ["producer", "reader", "worker", "admin"]
+CARD = WorkerCard(ME, "box", 7, ("*",), 1, "threads", "1")
+
+
+class Cast:
+    """The owner's store, one for each part, and one for a role that was allowed nothing."""
+
+    def __init__(self, url: str, owner: "psycopg.Connection[Any]") -> None:
+        self.owner = owner
+        self.boss = PostgresStore(address(url, application="pgcron owner"))
+        self.urls: dict[str, str] = {}
+        self.stores: dict[str, PostgresStore] = {}
+        for part in [*PARTS, "stranger"]:
+            role = self.role(part)
+            owner.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(role)))
+            if part != "stranger":
+                owner.execute("select pgcron.allow(%s, %s)", [role, part])
+            self.urls[part] = conninfo.make_conninfo(url, user=role, password="secret")
+            self.stores[part] = PostgresStore(address(self.urls[part], application=f"pgcron {part}"))
+
+    def role(self, part: str) -> str:
+        # Roles belong to the server: the name carries that of this test's database.
+        return f"{self.owner.info.dbname} {part}"
+
+    def connect(self, part: str) -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.urls[part], autocommit=True)
+
+    def close(self) -> None:
+        self.boss.close()
+        for store in self.stores.values():
+            store.close()
+        for part in [*PARTS, "stranger"]:
+            role = sql.Identifier(self.role(part))
+            self.owner.execute(sql.SQL("drop owned by {}; drop role {}").format(role, role))
+
+
+@pytest.fixture
+def cast(pg_url: str) -> Iterator[Cast]:
+    with psycopg.connect(pg_url, autocommit=True) as owner:
+        cast = Cast(pg_url, owner)
+        yield cast
+        cast.close()
+
+
+def take(store: Any) -> Any:
+    store.enqueue([NewJob("add")])
+    [job] = store.claim(ME, CLAIM, ["*"], ["add"], 1)
+    return job
+
+
+def ended(store: Any) -> int:
+    job = take(store)
+    store.settle([Outcome(job.id, CLAIM, "failed")])
+    return int(job.id)
+
+
+# Each verb with what it needs to have something to do, and the parts that may.
+
+Verb = Callable[[Any, Any], Any]
+VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
+    "enqueue": (lambda s: None, lambda s, _: s.enqueue([NewJob("add")] * 3), {"producer", "worker"}),
+    "ring": (lambda s: None, lambda s, _: s._rows("select pgcron.ring()"), set(PARTS)),
+    "check_schema": (lambda s: None, lambda s, _: s.check_schema(), set(PARTS)),
+    "now": (lambda s: None, lambda s, _: s.now(), set(PARTS)),
+    "facts": (lambda s: None, lambda s, _: s.facts(), set(PARTS)),
+    "get": (lambda s: s.enqueue([NewJob("add")])[0], lambda s, i: s.get(i), {"reader", "worker", "admin"}),
+    "find": (lambda s: None, lambda s, _: s.find(), {"reader", "worker", "admin"}),
+    "queues": (lambda s: None, lambda s, _: s.queues(), {"reader", "worker", "admin"}),
+    "workers": (lambda s: None, lambda s, _: s.workers(), {"reader", "worker", "admin"}),
+    "pulses": (lambda s: None, lambda s, _: s.pulses(), {"reader", "worker", "admin"}),
+    "waiting_tasks": (lambda s: None, lambda s, _: s.waiting_tasks(), {"reader", "worker", "admin"}),
+    "claim": (lambda s: s.enqueue([NewJob("add")]), lambda s, _: s.claim(ME, CLAIM, ["*"], ["add"], 5), {"worker"}),
+    "next_due": (lambda s: None, lambda s, _: s.next_due(["*"], ["add"]), {"worker"}),
+    "claim_suspect": (
+        lambda s: take(s) and s.reap([(ME, None)]),
+        lambda s, _: s.claim_suspect(ME, CLAIM, ["*"], ["add"]),
+        {"worker", "admin"},
+    ),
+    "suspects_due": (lambda s: None, lambda s, _: s.suspects_due(["*"], ["add"]), {"reader", "worker", "admin"}),
+    "held": (take, lambda s, _: s.held(ME, CLAIM), {"reader", "worker", "admin"}),
+    "finish": (take, lambda s, j: s.settle([Outcome(j.id, CLAIM, "done")]), {"worker", "admin"}),
+    "put back": (take, lambda s, j: s.settle([Outcome(j.id, CLAIM, "queued")]), {"worker", "admin"}),
+    "register": (lambda s: None, lambda s, _: s.register(CARD), {"worker"}),
+    "beat": (lambda s: s.register(CARD), lambda s, _: s.beat(ME), {"worker"}),
+    "forget": (lambda s: s.register(CARD), lambda s, _: s.forget(ME), {"worker"}),
+    "reap": (take, lambda s, _: s.reap([(ME, None)]), {"worker"}),
+    "prune": (ended, lambda s, _: s.prune(timedelta(0), timedelta(0)), {"worker", "admin"}),
+    "cancel": (lambda s: s.enqueue([NewJob("add")])[0], lambda s, i: s.cancel(i), {"worker", "admin"}),
+    "retry": (ended, lambda s, i: s.retry(i), {"worker", "admin"}),
+    "delete": (ended, lambda s, i: s.delete(i), {"worker", "admin"}),
+    "clear": (lambda s: s.enqueue([NewJob("add")]), lambda s, _: s.clear("default"), {"worker", "admin"}),
+    "pause": (lambda s: None, lambda s, _: s.pause("q"), {"worker", "admin"}),
+    "resume": (lambda s: s.pause("q"), lambda s, _: s.resume("q"), {"worker", "admin"}),
+    "note_fact": (lambda s: None, lambda s, _: s.note_fact("environment", "mine"), set()),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_part_may_do_what_is_its_own_and_nothing_else(cast: Cast, verb: str) -> None:
+    prepare, act, parts = VERBS[verb]
+    may = set()
+    for part, store in cast.stores.items():
+        cast.owner.execute("truncate pgcron.jobs, pgcron.history, pgcron.workers, pgcron.queues")
+        subject = prepare(cast.boss)
+        before = cast.owner.execute("select count(*), max(state) from pgcron.all_jobs").fetchone()
+
+        if _is_allowed(act, store, subject):
+            may.add(part)
+        else:
+            assert cast.owner.execute("select count(*), max(state) from pgcron.all_jobs").fetchone() == before
+
+    assert may == parts
+
+
+def _is_allowed(act: Verb, store: Any, subject: Any) -> bool:
+    try:
+        act(store, subject)
+    except DatabaseRefused as refusal:
+        if "permission denied" not in str(refusal):
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("part", [*PARTS, "stranger"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "truncate pgcron.jobs",
+        "alter table pgcron.jobs drop constraint jobs_task_check",
+        "drop index pgcron.jobs_waiting",
+        "drop view pgcron.all_jobs",
+        "create or replace function pgcron.clock() returns timestamptz language sql as 'select now()'",
+        "create table pgcron.mine ()",
+        "select pgcron.allow(current_user, 'admin')",
+        "insert into pgcron.migrations (number, name, oldest_code) values (99, 'x', 99)",
+        "update pgcron.facts set value = 'x'",
+        "select setval('pgcron.jobs_id_seq', 1)",
+    ],
+)
+def test_nobody_but_the_owner_shapes_the_schema(cast: Cast, part: str, statement: str) -> None:
+    with cast.connect(part) as conn, pytest.raises(errors.InsufficientPrivilege):
+        conn.execute(statement)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nobody_but_the_owner_passes_a_right_on(cast: Cast, part: str) -> None:
+    """Who has a right without the option to pass it on is warned or refused, and grants nothing."""
+    query = "select relname, relacl from pg_class where relnamespace = 'pgcron'::regnamespace order by 1"
+    before = cast.owner.execute(query).fetchall()
+
+    with cast.connect(part) as conn:
+        for table in ("jobs", "history", "workers", "queues", "migrations"):
+            with contextlib.suppress(errors.InsufficientPrivilege):
+                conn.execute(sql.SQL("grant all on pgcron.{} to public").format(sql.Identifier(table)))
+
+    assert cast.owner.execute(query).fetchall() == before
+
+
+# The producer, whom one trusts least
+
+
+def test_a_producer_enqueues_through_every_door(cast: Cast) -> None:
+    with cast.connect("producer") as conn:
+        [first] = enqueue_on(conn, [NewJob("add")], schema="pgcron", rings=True)
+        second = conn.execute("select pgcron.enqueue('add', '[1]', priority => 3)").fetchone()
+        third = conn.execute("select * from pgcron.enqueue_many('[{\"task\": \"add\"}]')").fetchone()
+        ids = cast.stores["producer"].enqueue([NewJob("add")] * 2)
+
+    assert second is not None
+    assert third is not None
+    assert {j.id for j in cast.boss.find()} == {first, second[0], third[0], *ids}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select args from pgcron.jobs",
+        "select * from pgcron.jobs",
+        "select task from pgcron.jobs",
+        "select args from pgcron.history",
+        "select * from pgcron.all_jobs",
+        "select * from pgcron.workers",
+        "select * from pgcron.queues",
+        "select * from pgcron.levels()",
+        "select id from pgcron.jobs for update",
+        "delete from pgcron.jobs",
+        "update pgcron.jobs set priority = 9",
+        "insert into pgcron.jobs (task) values ('add') returning args",
+        "insert into pgcron.jobs (task, state, claim, worker, claimed_at, attempt)"
+        " values ('add', 'running', gen_random_uuid(), gen_random_uuid(), now(), 1)",
+        "insert into pgcron.jobs (task, errors) values ('add', '[]')",
+        "insert into pgcron.jobs (id, task) select id, 'x' from pgcron.jobs"
+        " on conflict (id) do update set task = excluded.task",
+        "insert into pgcron.history select * from pgcron.history",
+        "insert into pgcron.workers (id) values (gen_random_uuid())",
+        "select pgcron.complete(1, gen_random_uuid())",
+        "copy pgcron.jobs to stdout",
+    ],
+)
+@pytest.mark.parametrize("part", ["producer", "stranger"])
+def test_a_producer_neither_reads_nor_changes_nor_claims(cast: Cast, part: str, statement: str) -> None:
+    """S15. Arguments may hold what the web process has no business to read again."""
+    cast.boss.enqueue([NewJob("add", '{"card": "4111"}')])
+
+    with cast.connect(part) as conn, pytest.raises(errors.InsufficientPrivilege):
+        conn.execute(statement)
+
+
+def test_a_stranger_may_not_even_ask_for_the_time(cast: Cast) -> None:
+    with cast.connect("stranger") as conn, pytest.raises(errors.InsufficientPrivilege):
+        conn.execute("select pgcron.clock()")
+
+
+def test_a_reader_changes_nothing_by_hand_either(cast: Cast) -> None:
+    cast.boss.enqueue([NewJob("add")])
+
+    with cast.connect("reader") as conn:
+        for statement in (
+            "update pgcron.jobs set priority = 1", "delete from pgcron.jobs", "delete from pgcron.history",
+            "insert into pgcron.jobs (task) values ('x')", "select id from pgcron.jobs for update",
+            "update pgcron.workers set beat = 0", "select pgcron.enqueue('x')",
+        ):
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute(statement)
+
+
+def test_a_worker_completes_a_job_in_its_own_transaction(cast: Cast) -> None:
+    job = take(cast.stores["worker"])
+
+    with cast.connect("worker") as conn:
+        assert complete_on(conn, job.id, CLAIM, '"x"', schema="pgcron")
+
+    assert cast.boss.get(job.id).result == '"x"'
+
+
+def test_allowing_is_repeatable_and_knows_its_parts(cast: Cast) -> None:
+    cast.owner.execute("select pgcron.allow(%s, 'reader')", [cast.role("reader")])
+
+    with pytest.raises(errors.InvalidParameterValue, match="there is no part 'god'; the parts are producer"):
+        cast.owner.execute("select pgcron.allow(%s, 'god')", [cast.role("reader")])
+    with pytest.raises(errors.UndefinedObject):
+        cast.owner.execute("select pgcron.allow('nobody; drop table x', 'reader')")
+
+
+# The attack from below
+
+
+@pytest.mark.parametrize("victim", ["worker", "admin", "owner"])
+def test_look_alikes_in_a_schema_that_everybody_searches_are_not_called(cast: Cast, victim: str) -> None:
+    """S17 and S18: a producer that may create functions lays out its own, which fit our calls better than the real."""
+    cast.owner.execute(
+        sql.SQL("grant create on schema public to {}").format(sql.Identifier(cast.role("producer")))
+    )
+    cast.owner.execute("create table public.caught (who text); grant all on caught to public")
+    with cast.connect("producer") as conn:
+        conn.execute(LOOK_ALIKES)
+        # The trap works where names are left to the search path, or this test would test nothing.
+        conn.execute("select format('%s', 1), jsonb_build_object('a', 1::smallint, 'b', now(), 'c', 'd')")
+        conn.execute("select pg_notify('a'::varchar, 'b'::varchar)")
+    assert cast.owner.execute("select distinct who from public.caught").fetchall() == [(cast.role("producer"),)]
+    cast.owner.execute("truncate public.caught")
+    store = cast.boss if victim == "owner" else cast.stores[victim]
+
+    for verb, (prepare, act, parts) in VERBS.items():
+        if victim == "owner" or victim in parts:
+            cast.owner.execute("truncate pgcron.jobs, pgcron.history, pgcron.workers, pgcron.queues")
+            subject = prepare(cast.boss)
+            act(store, subject)
+            assert cast.owner.execute("select who from public.caught").fetchall() == [], verb
+    poison(cast.boss if victim == "owner" else cast.stores["worker"])
+    assert cast.owner.execute("select who from public.caught").fetchall() == []
+
+
+def poison(store: Any) -> None:
+    """The longest way through the reaper: a job that dies alone."""
+    store.enqueue([NewJob("add", max_crashes=2)])
+    store.claim(ME, CLAIM, ["*"], ["add"], 1)
+    store.reap([(ME, None)])
+    for _ in range(2):
+        store.claim_suspect(ME, CLAIM, ["*"], ["add"])
+        store.reap([(ME, None)])
+
+
+def test_look_alikes_on_a_callers_own_search_path_are_not_called(cast: Cast) -> None:
+    """S17: what the web process's session has in its temporary schema and first on its path is not ours to call."""
+    cast.owner.execute("create table public.caught (who text); grant all on caught to public; create schema evil")
+    cast.owner.execute(LOOK_ALIKES.replace("public.", "evil.").replace("evil.caught", "public.caught"))
+    cast.owner.execute("grant usage on schema evil to public")
+    job = take(cast.boss)
+    with psycopg.connect(cast.boss.address.conninfo, autocommit=True) as conn:
+        conn.execute("set search_path = evil, pg_catalog")
+        conn.execute("create temp table jobs (id bigint, task text)")
+        conn.execute("create temp table history (id bigint)")
+
+        [job_id] = enqueue_on(conn, [NewJob("add", tags=("t",), headers={"a": "b"})], schema="pgcron", rings=True)
+        conn.execute("select pgcron.enqueue('add')")
+        conn.execute("select pgcron.ring()")
+        assert complete_on(conn, job.id, CLAIM, None, schema="pgcron")
+
+    assert cast.boss.get(job_id).tags == ("t",)
+    assert cast.owner.execute("select who from public.caught").fetchall() == []
+
+
+# Each fits a call of ours exactly where the real one needs a conversion, or comes before it on a path.
+LOOK_ALIKES = """
+    create function public.test_catch() returns void language sql as 'insert into public.caught values (current_user)';
+    create function public.format(text, integer) returns text language plpgsql as
+        'begin perform public.test_catch(); return $1; end';
+    create function public.jsonb_build_object(text, smallint, text, timestamptz, text, text) returns jsonb
+        language plpgsql as 'begin perform public.test_catch(); return ''{}''; end';
+    create function public.pg_notify(varchar, varchar) returns void language plpgsql as
+        'begin perform public.test_catch(); end';
+    create function public.pg_notify(text, text) returns void language plpgsql as
+        'begin perform public.test_catch(); end';
+    create function public.make_interval(double precision) returns interval language plpgsql as
+        'begin perform public.test_catch(); return ''1 s''; end';
+    create function public.jsonb_array_length(jsonb) returns int language plpgsql as
+        'begin perform public.test_catch(); return 0; end';
+    create function public.clock_timestamp() returns timestamptz language plpgsql as
+        'begin perform public.test_catch(); return now(); end';
+    create function public.nextval(text) returns bigint language plpgsql as
+        'begin perform public.test_catch(); return 1; end';
+    create function public.json_array_elements_text(json) returns setof text language plpgsql as
+        'begin perform public.test_catch(); return; end';
+    create function public.test_less(timestamptz, timestamptz) returns boolean language plpgsql as
+        'begin perform public.test_catch(); return true; end';
+    create operator public.<= (leftarg = timestamptz, rightarg = timestamptz, function = public.test_less);
+"""

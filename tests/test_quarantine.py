@@ -1,0 +1,86 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from freezegun import freeze_time
+
+from pgcron_lite.quarantine import PAUSE_SECONDS, QUIET_SECONDS, TRIES, Quarantine
+
+
+@pytest.fixture
+def clock() -> Iterator[Any]:
+    with freeze_time("2026-03-01") as clock:
+        yield clock
+
+
+def asked(quarantine: Quarantine, *, is_busy: bool, due: bool = True) -> str:
+    return quarantine.step(is_busy=is_busy, is_suspect_due=lambda: due)
+
+
+def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Any) -> None:
+    quarantine = Quarantine(5)
+
+    step = asked(quarantine, is_busy=False)
+    quarantine.took(True, is_busy=False)
+
+    assert step == "take"
+    assert quarantine.is_occupied
+
+
+def test_where_there_are_none_it_is_asked_again_only_after_a_while(clock: Any) -> None:
+    quarantine = Quarantine(5)
+    quarantine.took(False, is_busy=False)
+
+    assert asked(quarantine, is_busy=False) == "go on"
+    clock.tick(5)
+    assert asked(quarantine, is_busy=False) == "take"
+
+
+def test_a_busy_worker_keeps_quiet_until_it_is_idle(clock: Any) -> None:
+    quarantine = Quarantine(5)
+
+    assert asked(quarantine, is_busy=True) == "wait"
+    clock.tick(QUIET_SECONDS / 2)
+    assert asked(quarantine, is_busy=True) == "wait"
+    assert asked(quarantine, is_busy=False) == "take"
+
+
+def test_a_busy_worker_without_suspects_goes_on(clock: Any) -> None:
+    assert asked(Quarantine(5), is_busy=True, due=False) == "go on"
+
+
+def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: Any) -> None:
+    quarantine = Quarantine(5)
+    steps = []
+    for _ in range(TRIES):
+        steps.append(asked(quarantine, is_busy=True))
+        clock.tick(QUIET_SECONDS)
+        steps.append(asked(quarantine, is_busy=True))
+        clock.tick(PAUSE_SECONDS)
+
+    last = asked(quarantine, is_busy=True)
+    quarantine.took(True, is_busy=True)
+
+    assert steps == ["wait", "go on"] * TRIES
+    assert last == "take"
+    assert not quarantine.is_occupied
+
+
+def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Any) -> None:
+    quarantine = Quarantine(5)
+    quarantine.took(True, is_busy=False)
+    clock.tick(12)
+    quarantine.ended()
+
+    assert asked(quarantine, is_busy=False) == "go on"
+    clock.tick(12)
+    assert asked(quarantine, is_busy=False) == "take"
+
+
+def test_news_of_suspects_is_heeded_at_once(clock: Any) -> None:
+    quarantine = Quarantine(5)
+    quarantine.took(False, is_busy=False)
+
+    quarantine.look_again()
+
+    assert asked(quarantine, is_busy=False) == "take"

@@ -1,0 +1,409 @@
+"""The worker, turned by hand: what it claims, what it writes down, whom it rescues, how it stops and how it endures."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from support import eventually
+
+from pgcron_lite import PgCron, current_job
+from pgcron_lite.errors import DatabaseUnavailable, PgCronError
+from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
+from pgcron_lite.memory import MemoryStore
+from pgcron_lite.worker import LONGEST_PAUSE, Worker, check_slots
+
+
+class Flaky(MemoryStore):
+    """A store whose replies can be lost: `before` raises instead of doing, `after` does and then raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: set[str] = set()
+        self.after: set[str] = set()
+
+    def claim(self, *args: Any) -> list[Job]:
+        return self._lossy("claim", super().claim, *args)
+
+    def claim_suspect(self, *args: Any) -> Job | None:
+        return self._lossy("claim_suspect", super().claim_suspect, *args)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
+        return self._lossy("settle", super().settle, outcomes)
+
+    def _lossy(self, name: str, do: Callable[..., Any], *args: Any) -> Any:
+        if name in self.before:
+            raise DatabaseUnavailable("the server is gone")
+        answer = do(*args)
+        if name in self.after:
+            raise DatabaseUnavailable("the reply is lost")
+        return answer
+
+
+class Gate(threading.Event):
+    """The task `wait` runs until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[int] = []
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def app(gate: Gate) -> PgCron:
+    app = PgCron("worker", url="memory://", lease="0.5s")
+    app.task(do_nothing, name="work")
+    app.task(waiting_for(gate), name="wait")
+    return app
+
+
+def do_nothing() -> None:
+    """A task."""
+
+
+@pytest.fixture
+def store() -> Flaky:
+    return Flaky()
+
+
+@pytest.fixture
+def worker(app: PgCron, store: Flaky) -> Iterator[Worker]:
+    worker = hire(app, store)
+    yield worker
+    worker.slots.close()
+
+
+def hire(app: PgCron, store: MemoryStore) -> Worker:
+    card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0")
+    store.register(card)
+    return Worker(app, store, card)
+
+
+def enqueue(store: MemoryStore, count: int = 1, **options: Any) -> list[int]:
+    return store.enqueue([NewJob("work", **options) for _ in range(count)])
+
+
+def turn_until(worker: Worker, fact: Callable[[], object]) -> None:
+    def turned() -> object:
+        worker.look_soon()
+        worker.step()
+        return fact()
+
+    eventually(turned)
+
+
+def states(store: MemoryStore, ids: Sequence[int]) -> list[str]:
+    found = [store.get(job_id) for job_id in ids]
+    return [job.state for job in found if job is not None]
+
+
+def waiting_for(gate: Gate) -> Callable[[], None]:
+    def wait() -> None:
+        gate.entered.append(current_job.id)
+        gate.wait(30)
+
+    return wait
+
+
+def test_what_is_due_is_run_and_written_down(worker: Worker, store: Flaky) -> None:
+    ids = enqueue(store, 7)
+
+    turn_until(worker, worker.is_idle)
+    turn_until(worker, lambda: states(store, ids) == ["done"] * 7)
+
+    assert worker.running == {}
+
+
+def test_no_more_is_claimed_than_there_are_free_slots(
+    worker: Worker, store: Flaky, gate: Gate
+) -> None:
+    ids = store.enqueue([NewJob("wait") for _ in range(5)])
+
+    for _ in range(3):
+        worker.look_soon()
+        worker.step()
+
+    assert states(store, ids).count("running") == 2
+
+
+def test_a_turn_says_when_the_next_deferred_job_is_due(worker: Worker, store: Flaky) -> None:
+    enqueue(store, execute_after=timedelta(seconds=0.05))
+
+    assert worker.step() <= 0.05
+
+
+def test_a_job_to_be_tried_again_is_looked_for_when_it_is_due(app: PgCron, store: Flaky) -> None:
+    app.task(fail, name="fail", backoff="30ms", max_attempts=2)
+    app.configure(poll="1h")
+    worker = hire(app, store)
+    # Far away, so that nothing but the retry itself makes the worker look.
+    worker._reap_at = worker._prune_at = float("inf")
+    store.enqueue([NewJob("fail", max_attempts=2)])
+    worker.step()
+    eventually(lambda: worker.slots.ended)
+
+    wait = worker.step()
+
+    assert wait <= 0.03
+    worker.slots.close()
+
+
+def fail() -> None:
+    raise ValueError("no")
+
+
+def test_a_task_that_is_not_known_is_left(worker: Worker, store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+    (foreign,) = store.enqueue([NewJob("works")])
+
+    worker.step()
+
+    assert states(store, [foreign]) == ["queued"]
+    assert "1 due job of 'works': this worker does not know that task; did you mean 'work'?" in caplog.text
+
+
+@pytest.mark.row(10)
+def test_a_stopping_worker_claims_nothing_and_returns_what_has_not_begun(
+    worker: Worker, store: Flaky, gate: Gate
+) -> None:
+    running = store.enqueue([NewJob("wait") for _ in range(2)])
+    worker.step()
+    eventually(lambda: len(gate.entered) == 2)
+    worker.stop()
+    late = enqueue(store)
+
+    worker.step()
+
+    assert states(store, [*running, *late]) == ["running", "running", "queued"]
+    gate.set()
+    turn_until(worker, worker.is_idle)
+    assert states(store, running) == ["done", "done"]
+
+
+@pytest.mark.row(11)
+def test_what_is_released_costs_no_attempt_and_its_end_counts_for_nothing(
+    worker: Worker, store: Flaky, gate: Gate
+) -> None:
+    (job_id,) = store.enqueue([NewJob("wait", max_attempts=1)])
+    worker.step()
+
+    (left,) = worker.release()
+
+    job = store.get(job_id)
+    assert left.id == job_id
+    assert job is not None
+    assert (job.state, job.attempt, job.errors, job.crashes) == ("queued", 0, (), 0)
+    assert worker.running == {}
+    gate.set()
+    turn_until(worker, lambda: worker.report.lost == 1)
+    assert states(store, [job_id]) == ["queued"]
+
+
+@pytest.mark.row(3)
+@pytest.mark.parametrize("verb", ["claim", "claim_suspect"])
+def test_jobs_whose_claim_got_no_reply_are_found_again_by_its_token(worker: Worker, store: Flaky, verb: str) -> None:
+    (job_id,) = enqueue(store)
+    if verb == "claim_suspect":
+        make_suspect(store, job_id)
+    store.after = {verb}
+    worker.step()
+    assert states(store, [job_id]) == ["running"]
+    assert worker.is_idle()
+
+    store.after = set()
+
+    turn_until(worker, lambda: states(store, [job_id]) == ["done"])
+    job = store.get(job_id)
+    assert job is not None
+    assert job.attempt == 1
+
+
+@pytest.mark.row(5)
+def test_an_outcome_that_got_no_reply_is_known_for_our_own(worker: Worker, store: Flaky) -> None:
+    (job_id,) = enqueue(store)
+    store.after = {"settle"}
+    turn_until(worker, lambda: states(store, [job_id]) == ["done"])
+
+    store.after = set()
+    turn_until(worker, worker.is_idle)
+
+    assert worker.report.lost == 0
+
+
+@pytest.mark.row(16)
+def test_outcomes_wait_for_a_database_that_is_away(worker: Worker, store: Flaky) -> None:
+    (job_id,) = enqueue(store)
+    worker.step()
+    store.before = {"claim", "claim_suspect", "settle"}
+    eventually(lambda: worker.slots.ended)
+
+    waits = [worker.step() for _ in range(12)]
+
+    assert not worker.is_idle()
+    assert max(waits) == LONGEST_PAUSE
+    assert waits == sorted(waits)
+    store.before = set()
+    turn_until(worker, worker.is_idle)
+    assert states(store, [job_id]) == ["done"]
+
+
+@pytest.mark.row(7)
+def test_the_outcome_of_a_job_that_was_given_to_others_is_dropped_and_counted_once(
+    worker: Worker, store: Flaky, gate: Gate
+) -> None:
+    lost = []
+    worker.app.on("job_lost")(lambda job: lost.append(job.id))
+    (job_id,) = store.enqueue([NewJob("wait")])
+    worker.step()
+    store.reap([(worker.id, None)])
+
+    gate.set()
+    turn_until(worker, lambda: worker.report.lost)
+
+    assert lost == [job_id]
+    job = store.get(job_id)
+    assert job is not None
+    assert (job.crashes, job.errors) == (0, ())
+
+
+@pytest.mark.row(7)
+def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_new_name(
+    worker: Worker, store: Flaky, gate: Gate
+) -> None:
+    store.reap([(worker.id, None)])
+    (job_id,) = store.enqueue([NewJob("wait")])
+    worker.step()
+    old = worker.id
+    card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0")
+
+    worker.become(card)
+
+    assert old not in store.pulses()
+    assert store.pulses() == {card.id: 0}
+    assert store.reap([(old, -1)]) == []
+    gate.set()
+    turn_until(worker, worker.is_idle)
+    assert states(store, [job_id]) == ["done"]
+
+
+@pytest.mark.row(7)
+def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCron, store: Flaky) -> None:
+    # Frozen, buried, back: the job it was running is due again, and it is the one with a free slot.
+    gates = [threading.Event(), threading.Event()]
+    entered: list[int] = []
+
+    @app.task(name="twice")
+    def twice() -> None:
+        entered.append(1)
+        gates[len(entered) - 1].wait(30)
+
+    worker = hire(app, store)
+    (job_id,) = store.enqueue([NewJob("twice")])
+    worker.step()
+    eventually(lambda: len(entered) == 1)
+    store.reap([(worker.id, None)])
+    worker.become(WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0"))
+    clear_of_suspicion(store, job_id, "twice")
+    turn_until(worker, lambda: len(entered) == 2)
+
+    gates[0].set()
+    turn_until(worker, lambda: worker.report.lost == 1)
+
+    # The old run is over and changed nothing; the new one is still ours.
+    assert states(store, [job_id]) == ["running"]
+    assert list(worker.running) == [job_id]
+    assert [job.id for job in worker.release()] == [job_id]
+    gates[1].set()
+    eventually(lambda: worker.slots.busy == 0)
+    worker.slots.close()
+
+
+@pytest.mark.row(18)
+def test_a_suspect_is_run_alone(worker: Worker, store: Flaky, gate: Gate) -> None:
+    (suspect,) = store.enqueue([NewJob("wait")])
+    make_suspect(store, suspect)
+    others = enqueue(store, 3)
+
+    for _ in range(3):
+        worker.look_soon()
+        worker.step()
+
+    assert states(store, [suspect, *others]) == ["running", "queued", "queued", "queued"]
+    gate.set()
+    turn_until(worker, lambda: states(store, others) == ["done"] * 3)
+    assert states(store, [suspect]) == ["done"]
+
+
+@pytest.mark.row(18)
+def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, gate: Gate) -> None:
+    (busy,) = store.enqueue([NewJob("wait")])
+    worker.step()
+    (suspect,) = enqueue(store)
+    make_suspect(store, suspect)
+
+    def holds_back() -> int | None:
+        (late,) = enqueue(store)
+        worker.look_soon()
+        worker.step()
+        return late if states(store, [late]) == ["queued"] else None
+
+    # It looks for suspects now and then only; then it leaves its free slot free.
+    late = eventually(holds_back)
+
+    assert states(store, [busy, suspect, late]) == ["running", "queued", "queued"]
+    gate.set()
+    turn_until(worker, lambda: states(store, [late]) == ["done"])
+    assert states(store, [suspect]) == ["done"]
+
+
+def test_a_receiver_hears_of_a_job_after_its_row_was_written(worker: Worker, store: Flaky) -> None:
+    heard = []
+    worker.app.on("job_done")(lambda job: heard.append(states(store, [job.id])))
+    enqueue(store)
+
+    turn_until(worker, lambda: heard)
+
+    assert heard == [["done"]]
+
+
+@pytest.mark.row(39)
+def test_each_turn_is_noted_so_that_a_stuck_loop_can_be_seen(worker: Worker) -> None:
+    before = worker.turned_at
+    eventually(lambda: time.monotonic() > before)
+
+    worker.step()
+
+    assert worker.turned_at > before
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_001, 2.5, "four", True, None])
+def test_a_number_of_slots_that_cannot_be_is_refused(count: object) -> None:
+    with pytest.raises(PgCronError, match="expected a whole number from 1 to 10000"):
+        check_slots(count)
+
+
+def make_suspect(store: MemoryStore, job_id: int) -> None:
+    """As if a worker had died while it ran the job beside another."""
+    dead = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 1, "threads", "0")
+    store.register(dead)
+    task = store.get(job_id)
+    assert task is not None
+    MemoryStore.claim(store, dead.id, uuid.uuid4(), ["*"], [task.task], 1)
+    store.reap([(dead.id, None)])
+    assert store.suspects_due(["*"], [task.task])
+
+
+def clear_of_suspicion(store: MemoryStore, job_id: int, task: str) -> None:
+    """As if the suspect had been run alone and had failed: it is claimed like any other."""
+    job = MemoryStore.claim_suspect(store, uuid.uuid4(), token := uuid.uuid4(), ["*"], [task])
+    assert job is not None
+    assert job.id == job_id
+    assert MemoryStore.settle(store, [Outcome(job_id, token, "queued", delay=0.0)]) == {job_id}
