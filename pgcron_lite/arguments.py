@@ -26,14 +26,19 @@ class Arguments:
         self._signature = inspect.signature(function)
         self._parameters = self._signature.parameters
         self._hints: dict[str, Any] | None = None
+        # The parameters' names if every call can be told by them alone and no value needs help to travel.
+        self._plain: tuple[str, ...] | None = None
+        self._names: frozenset[str] = frozenset()
 
     def dumps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], limit: int) -> str:
         """The call as JSON text. A call the function would refuse is refused here, as a TypeError."""
+        hints = self._annotations()
+        if self._plain is not None and len(args) == len(self._plain) and not kwargs:
+            return payload.dumps(dict(zip(self._plain, args, strict=True)), path="args", limit=limit)
         try:
             bound = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{self.name}{self._signature} cannot be called like this: {error}") from None
-        hints = self._annotations()
         plain: dict[str, Any] = {}
         for name, value in bound.items():
             kind = self._parameters[name].kind
@@ -66,6 +71,8 @@ class Arguments:
 
     def _named(self, stored: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hints = self._annotations()
+        if self._plain is not None and stored.keys() == self._names:
+            return (), stored
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         left = dict(stored)
@@ -115,4 +122,15 @@ class Arguments:
         """The parameters' types, resolved at the first call: a forward reference may name what comes later."""
         if self._hints is None:
             self._hints = revive.hints_of(self._function)
+            self._plain = self._told_by_name()
+            self._names = frozenset(self._plain or ())
         return self._hints
+
+    def _told_by_name(self) -> tuple[str, ...] | None:
+        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if any(p.kind is not usual for p in self._parameters.values()):
+            return None
+        assert self._hints is not None
+        if any(revive.shape_of(self._hints.get(name)) is not None for name in self._parameters):
+            return None
+        return tuple(self._parameters)

@@ -40,14 +40,14 @@ def run(app: PgCron, job: Job, is_stopping: Callable[[], bool] = lambda: False) 
     """Run `job`'s task once. Never raises: whatever the task does becomes an outcome."""
     started = time.perf_counter()
     token = running.set(Running(app, job, is_stopping))
-    policy = RetryPolicy(max_attempts=job.max_attempts)
+    task: Task[..., Any] | None = None
+    error: BaseException | None = None
     try:
         task = app.find_task(job.task)
-        policy = task.settings.policy
-        result = _surrounded(app, task, job)
-        outcome, error = _done(app, task, job, result), None
+        outcome = _done(app, task, job, _surrounded(app, task, job))
     except BaseException as raised:
         # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker goes on.
+        policy = RetryPolicy(max_attempts=job.max_attempts) if task is None else task.settings.policy
         outcome, error = _failed(job, raised, policy), raised
     finally:
         running.reset(token)
@@ -57,13 +57,20 @@ def run(app: PgCron, job: Job, is_stopping: Callable[[], bool] = lambda: False) 
 def _surrounded(app: PgCron, task: Task[..., Any], job: Job) -> Any:
     """Call the task with the job's arguments, inside every `around` hook."""
     args, kwargs = _arguments(task, job)
+    if not app.arounds:
+        return _called(app, task, job, args, kwargs)
     result = None
     with ExitStack() as surroundings:
         for hook in app.arounds:
             surroundings.enter_context(_surrounding(hook, job))
-        app.events.send("job_started", job=job)
-        result = task.function(*args, **kwargs)
+        result = _called(app, task, job, args, kwargs)
     return result
+
+
+def _called(app: PgCron, task: Task[..., Any], job: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if app.events.wants("job_started"):
+        app.events.send("job_started", job=job)
+    return task.function(*args, **kwargs)
 
 
 @contextmanager

@@ -100,6 +100,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What a worker sees of the table from afar: seconds until a job of its is due, and the beat of every worker.
+
+    Seconds are negative for a job that could be claimed now, and None if there is none at all. A beat of -1 is that
+    of a worker that holds jobs and is not in the table.
+    """
+
+    due_in: float | None
+    pulses: Mapping[uuid.UUID, int]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerCard:
     """What a worker process says about itself. `id` is drawn at random for each start: host names come back."""
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .errors import OptionError
-from .job import MAX_ERRORS, Job, NewJob, Outcome, QueueView, WorkerCard, WorkerView
+from .job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, WorkerCard, WorkerView
 
 # Between these a job may be due.
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
@@ -158,10 +158,12 @@ class MemoryStore:
         with self._lock:
             self._workers.pop(worker, None)
 
-    def pulses(self) -> dict[uuid.UUID, int]:
+    def look(self, queues: Sequence[str], tasks: Sequence[str]) -> Look:
         with self._lock:
+            first = min((j.execute_after for j in self._open(queues, tasks)), default=None)
             orphaned = {j.worker: -1 for j in self._running() if j.worker not in self._workers and j.worker}
-            return {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
+            pulses = {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
+            return Look(None if first is None else (first - self.now()).total_seconds(), pulses)
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
         with self._lock:

@@ -201,8 +201,7 @@ class Process:
                 wait = min(wait, 1.0, max(0.0, (self._deadline or 0.0) - time.monotonic()))
             if ends is not None:
                 wait = min(wait, max(0.0, ends - time.monotonic()))
-            if not worker.slots.ended:
-                self._sleep(worker, wait)
+            self._sleep(worker, wait)
 
     def _sleep(self, worker: Worker, seconds: float) -> None:
         # Who stops does not listen: what has been rung would end every sleep.

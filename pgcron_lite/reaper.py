@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .job import Job
@@ -27,9 +28,8 @@ class Reaper:
         self._generation = -1
         self._seen: dict[uuid.UUID, tuple[int, float]] = {}
 
-    def step(self, me: uuid.UUID) -> list[Job]:
-        """Look at every beat once; bury whose has not moved, and return the jobs that were rescued."""
-        pulses = self._store.pulses()
+    def step(self, me: uuid.UUID, pulses: Mapping[uuid.UUID, int]) -> list[Job]:
+        """Take every beat as it was just seen; bury whose has not moved, and return the jobs that were rescued."""
         now = time.monotonic()
         if self._store.generation != self._generation:
             # The connection is a new one: for a while nobody could beat, or we could not see it.

@@ -1,4 +1,4 @@
-"""The places where jobs run: a number of resident threads that take claimed jobs from one inbox.
+"""The places where jobs run: a number of resident threads that take claimed jobs from one queue.
 
 In a process that gevent has patched the same threads are greenlets. They are started as they are needed, never one
 per job, and never die of what a job does.
@@ -7,12 +7,15 @@ per job, and never die of what a job does.
 from __future__ import annotations
 
 import collections
+import contextlib
 import contextvars
 import logging
+import math
 import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,58 +31,101 @@ logger = logging.getLogger(__name__)
 
 
 class Slots:
-    """`count` places to run jobs in. What ended waits in `ended`; `tell` is called when there is something."""
+    """`count` places to run jobs in, and a few jobs that wait for one. What ended waits in `ended`.
 
-    def __init__(self, app: PgCron, count: int, tell: Callable[[], None], is_stopping: Callable[[], bool]) -> None:
+    `tell` is called when somebody should look there: nothing waits any more, or there is `enough`. Nothing begins that
+    has waited for longer than `patience` seconds: this process must have been frozen, and the job may be others' now.
+    """
+
+    def __init__(
+        self,
+        app: PgCron,
+        count: int,
+        tell: Callable[[], None],
+        is_stopping: Callable[[], bool],
+        patience: float = math.inf,
+    ) -> None:
         self.count = count
+        self.enough = 1
         self.ended: collections.deque[Ended] = collections.deque()
         self._app = app
         self._tell = tell
         self._is_stopping = is_stopping
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._patience = patience
+        self._waiting: collections.deque[tuple[Job, float]] = collections.deque()
+        self._late: collections.deque[Job] = collections.deque()
+        # Ends the rest of one slot. Kept until a slot comes for it, so that none can be missed.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        # Jobs put in and not ended yet. Changed by the worker's loop and by slots, so under a lock.
-        self._busy = 0
-        self._counting = threading.Lock()
+        # Counted by the worker's loop alone; what slots change are the deques.
+        self._given = self._returned = 0
+        self._told = self._closing = False
 
     @property
     def busy(self) -> int:
-        """How many jobs are in the slots, begun or not."""
-        return self._busy
+        """How many jobs are in the slots or wait for one."""
+        return self._given - self._returned - len(self.ended)
 
     @property
     def free(self) -> int:
-        return max(0, self.count - self._busy)
+        return max(0, self.count - self.busy)
 
-    def put(self, job: Job) -> None:
-        """Give a job to the next free slot."""
-        with self._counting:
-            self._busy += 1
-            wanted = self._busy
-        if wanted > len(self._threads) and len(self._threads) < self.count:
-            self._grow()
-        self._inbox.put(job)
+    @property
+    def waiting(self) -> int:
+        """How many jobs no slot has begun."""
+        return len(self._waiting)
+
+    def waited(self, now: float) -> float:
+        """For how long the one that is next has waited."""
+        try:
+            return now - self._waiting[0][1]
+        except IndexError:
+            return 0.0
+
+    @property
+    def has_late(self) -> bool:
+        """Is there something that was not begun because it had waited for too long?"""
+        return bool(self._late)
+
+    def put(self, *jobs: Job) -> None:
+        """Give jobs to the next free slots."""
+        now = time.monotonic()
+        self._given += len(jobs)
+        self._waiting.extend([(job, now) for job in jobs])
+        while len(self._threads) < min(self.count, self.busy) and self._grow():
+            pass
+        for _ in range(min(len(jobs), len(self._threads)) - self._bell.qsize()):
+            self._bell.put(None)
+
+    def collect(self) -> list[Ended]:
+        """Take what ended."""
+        # In this order: what ends from here on is told again.
+        self._told = False
+        ended = []
+        while self.ended:
+            ended.append(self.ended.popleft())
+            self._returned += 1
+        return ended
 
     def take_back(self) -> list[Job]:
         """Jobs that no slot has begun; they will not be run here."""
-        back: list[Job] = []
-        try:
+        back = []
+        with contextlib.suppress(IndexError):
             while True:
-                job = self._inbox.get_nowait()
-                if job is not None:
-                    back.append(job)
-        except queue.Empty:
-            pass
-        with self._counting:
-            self._busy -= len(back)
+                back.append(self._late.popleft())
+        with contextlib.suppress(IndexError):
+            while True:
+                back.append(self._waiting.popleft()[0])
+        self._returned += len(back)
         return back
 
     def close(self) -> None:
         """Let idle slots end. A slot that runs a job ends after it."""
+        self._closing = True
         for _ in self._threads:
-            self._inbox.put(None)
+            self._bell.put(None)
 
-    def _grow(self) -> None:
+    def _grow(self) -> bool:
         thread = threading.Thread(target=self._serve, name=f"pgcron-slot-{len(self._threads)}", daemon=True)
         try:
             thread.start()
@@ -88,28 +134,44 @@ class Slots:
                 raise PgCronError(f"this process may not start a single thread for its jobs: {error}") from error
             logger.warning("cannot start more than %d slots: %s", len(self._threads), error)
             self.count = len(self._threads)
-            return
+            return False
         self._threads.append(thread)
+        return True
 
     def _serve(self) -> None:
         process = os.getpid()
-        while (job := self._next()) is not None:
+        while True:
+            try:
+                job, since = self._waiting.popleft()
+            except IndexError:
+                if self._closing:
+                    return
+                self._rest()
+                continue
+            if time.monotonic() - since > self._patience:
+                self._late.append(job)
+                self._say()
+                continue
             ended = self._run(job)
             if os.getpid() != process:
                 _end_forked_child(ended)
             self.ended.append(ended)
-            with self._counting:
-                self._busy -= 1
+            if not self._waiting or len(self.ended) >= self.enough:
+                self._say()
+
+    def _say(self) -> None:
+        """Once, until somebody has come: a byte through a pipe costs more than a short job."""
+        if not self._told:
+            self._told = True
             self._tell()
 
-    def _next(self) -> Job | None:
-        while True:
-            try:
-                return self._inbox.get()
-            except BaseException as error:
-                # Under gevent a deadline that a job has set and forgotten goes off here, or it has every greenlet
-                # killed. Both are meant for the job, which is gone; the slot stays.
-                logger.warning("a job has left a %s behind, which is dropped", type(error).__name__)
+    def _rest(self) -> None:
+        try:
+            self._bell.get()
+        except BaseException as error:
+            # Under gevent a deadline that a job has set and forgotten goes off here, or it has every greenlet
+            # killed. Both are meant for the job, which is gone; the slot stays.
+            logger.warning("a job has left a %s behind, which is dropped", type(error).__name__)
 
     def _run(self, job: Job) -> Ended:
         try:

@@ -7,6 +7,7 @@ test turns it by hand. Everything that waits for the database waits here, on one
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from .errors import DatabaseRefused, DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch, near_miss
 from .execute import Ended, describe
 from .job import Job, Outcome, WorkerCard, hand_back
+from .pace import Pace
 from .quarantine import Quarantine
 from .reaper import Reaper
 from .report import Reporter
@@ -30,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 # A producer does not ring again within 25 ms; who was woken looks once more after that.
 ATTENTIVE_SECONDS = 0.03
+# Outcomes are written when nothing waits any more, or when half of what is held has ended, or after this.
+WRITE_BEHIND_SECONDS = 0.02
+# What is held is planned to begin within 50 ms.
+STALE_SECONDS = 0.25
 PRUNE_SECONDS = CHECK_SECONDS = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 DEAF_POLL_SECONDS = 2.0
@@ -67,20 +73,24 @@ class Worker:
         self.card = card
         self.bell = bell
         self.stopping = False
-        self.slots = Slots(app, card.slots, tell, lambda: self.stopping)
+        lease = app.settings.lease.total_seconds()
+        self.slots = Slots(app, card.slots, tell, lambda: self.stopping, patience=lease / 2)
         self.running: dict[int, Job] = {}
         self.report = Reporter(app.events)
         self.turned_at = time.monotonic()
         # Logins refused one after the other, since the last turn that went well.
         self.refused_logins = 0
         self._tasks = list(app.tasks)
-        self._reaper = Reaper(store, app.settings.lease.total_seconds())
+        self._pace = Pace(card.slots)
+        self._reaper = Reaper(store, lease)
         self._quarantine = Quarantine(self._reaper.interval)
         self._unwritten: list[Ended] = []
         self._doubtful: list[uuid.UUID] = []
         # Was the last claim as large as there was room for? Then the end of a job calls for the next.
         self._hungry = True
+        # When to claim, when to look whether there is something to claim, when to look at other workers' beats.
         self._look_at = 0.0
+        self._poll_at = 0.0
         self._reap_at = 0.0
         self._check_at = time.monotonic() + CHECK_SECONDS
         self._prune_at = time.monotonic() + random.uniform(0, PRUNE_SECONDS)
@@ -169,6 +179,7 @@ class Worker:
         # The bell first: a socket that has something to say ends the sleep at once until somebody has listened.
         rung, bell_wait = self.bell.step() if self.bell is not None else (False, self.poll_seconds)
         self._settle()
+        self._return_stale()
         self._check_schema()
         now = time.monotonic()
         if rung:
@@ -177,23 +188,36 @@ class Worker:
             self._look_at = min(self._look_at, now + ATTENTIVE_SECONDS)
         elif now >= self._look_at:
             self._claim_now()
+        if now >= min(self._poll_at, self._reap_at):
+            self._look_around()
         self._maintain(now)
-        soonest = min(self._look_at, self._reap_at, self._prune_at)
-        return max(0.0, min(bell_wait, soonest - time.monotonic()))
+        soonest = min(self._look_at, self._poll_at, self._reap_at, self._prune_at)
+        wait = min(bell_wait, soonest - time.monotonic())
+        if self.slots.waiting:
+            # What ended beside it is written soon, though the slots say nothing before they have done their share.
+            wait = min(wait, WRITE_BEHIND_SECONDS)
+        return max(0.0, wait)
 
     def _claim_now(self) -> bool:
-        """Fill the free slots. True if there was something to take, or to wait for quietly."""
+        """Fill the free slots, and hold a few jobs more. True if there was something to take, or to wait for quietly."""
         self._adopt()
-        free = self.slots.free
+        room = self._room()
         self._hungry = True
-        self._look_at = time.monotonic() + self.poll_seconds
-        if free == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
+        self._look_at, self._poll_at = math.inf, time.monotonic() + self.poll_seconds
+        if room == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
             return True
-        jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, free))
+        jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
         self._begin(jobs)
-        if len(jobs) < free:
+        if len(jobs) < room:
             self._nothing_more()
         return bool(jobs)
+
+    def _room(self) -> int:
+        """How many jobs to claim now. While there is work for the slots, none before half of what may be held."""
+        ahead = self._pace.ahead
+        free = max(0, self.slots.count + ahead - self.slots.busy)
+        self.slots.enough = max(1, (self.slots.count + ahead) // 2)
+        return free if ahead == 0 or free >= self.slots.enough else 0
 
     def _claimed(self, ask: Callable[[uuid.UUID], T]) -> T:
         """What a claim under a fresh token brings."""
@@ -221,9 +245,8 @@ class Worker:
         return step == "wait" or self._quarantine.is_occupied
 
     def _begin(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.running[job.id] = job
-            self.slots.put(job)
+        self.running.update((job.id, job) for job in jobs)
+        self.slots.put(*jobs)
 
     def _runs(self, job: Job) -> bool:
         """Is it this claim of the job that runs here? After a freeze we may claim what we are still running."""
@@ -235,7 +258,7 @@ class Worker:
         self._hungry = False
         due = self.store.next_due(*self._mine)
         now = time.monotonic()
-        self._look_at = now + min(self.poll_seconds, self.poll_seconds if due is None else due)
+        self._look_at = min(self._look_at, math.inf if due is None else now + due)
         if now >= self._complain_at:
             self._complain_at = now + PRUNE_SECONDS
             self._complain()
@@ -249,8 +272,9 @@ class Worker:
 
     def _settle(self) -> None:
         """Write down what ended, then say so."""
-        while self.slots.ended:
-            self._unwritten.append(self.slots.ended.popleft())
+        ended = self.slots.collect()
+        self._pace.learn([each.seconds for each in ended])
+        self._unwritten += ended
         if not self._unwritten:
             return
         ended = self._unwritten
@@ -285,6 +309,17 @@ class Worker:
                 settled |= self.store.settle([failed])
         return settled
 
+    def _return_stale(self) -> None:
+        """Hand back what is held when nothing of it has begun for a while.
+
+        So it is never in the way of a job of a higher priority, of an idle worker, or of an operator's pause.
+        """
+        waited = self.slots.waited(time.monotonic())
+        if waited > STALE_SECONDS or self.slots.has_late:
+            self._pace.slow_down(waited)
+            self._return_unbegun()
+            self.look_soon()
+
     def _return_unbegun(self) -> None:
         back = self.slots.take_back()
         if back:
@@ -303,16 +338,23 @@ class Worker:
             self.store.check_schema()
             self._check_at = time.monotonic() + CHECK_SECONDS * random.uniform(0.8, 1.2)
 
+    def _look_around(self) -> None:
+        """Find what no bell has told of, and who is dead. All that an idle worker asks the database, in one go."""
+        look = self.store.look(*self._mine)
+        now = time.monotonic()
+        self._poll_at = now + self.poll_seconds
+        self._reap_at = now + self._reaper.interval * random.uniform(0.8, 1.0)
+        if look.due_in is not None:
+            self._look_at = min(self._look_at, now + look.due_in)
+        rescued = self._reaper.step(self.id, look.pulses)
+        for job in rescued:
+            self.report.rescued(job)
+        if rescued:
+            self._quarantine.look_again()
+            self.look_soon()
+            self.store.ring()
+
     def _maintain(self, now: float) -> None:
-        if now >= self._reap_at:
-            self._reap_at = now + self._reaper.interval * random.uniform(0.8, 1.0)
-            rescued = self._reaper.step(self.id)
-            for job in rescued:
-                self.report.rescued(job)
-            if rescued:
-                self._quarantine.look_again()
-                self.look_soon()
-                self.store.ring()
         if now >= self._prune_at:
             settings = self.app.settings
             gone = self.store.prune(settings.keep_done, settings.keep_failed)

@@ -11,7 +11,7 @@ from clock import START, Clock
 from support import eventually
 
 from pgcron_lite.errors import PgCronError
-from pgcron_lite.job import MAX_ERRORS, Job, NewJob, Outcome, State, WorkerCard, hand_back
+from pgcron_lite.job import MAX_ERRORS, Job, Look, NewJob, Outcome, State, WorkerCard, hand_back
 
 ME, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 EVERY_QUEUE = ("*",)
@@ -255,6 +255,29 @@ def test_next_due_knows_of_suspects(store: Any, clock: Clock) -> None:
     assert store.next_due(EVERY_QUEUE, TASKS) == pytest.approx(50)
 
 
+def test_a_look_tells_how_long_until_a_job_of_ours_could_be_claimed(store: Any, clock: Clock) -> None:
+    assert store.look(EVERY_QUEUE, TASKS) == Look(None, {})
+    enqueue(store, execute_after=timedelta(seconds=30))
+    enqueue(store, execute_after=timedelta(seconds=10), queue="foreign")
+    enqueue(store, task="unheard_of")
+
+    assert store.look(("default",), TASKS).due_in == pytest.approx(30)
+    assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(10)
+    clock.advance(12)
+    assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(-2)
+    store.pause("foreign")
+    assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(18)
+
+
+def test_a_look_sees_suspects(store: Any) -> None:
+    take_suspect(store)
+    assert store.look(EVERY_QUEUE, TASKS).due_in is None
+    store.reap([(ME, None)])
+
+    assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(0)
+    assert store.look(("elsewhere",), TASKS).due_in is None
+
+
 # Suspects
 
 
@@ -488,13 +511,13 @@ def test_the_last_errors_are_kept(store: Any) -> None:
 def test_a_worker_beats_until_it_is_forgotten(store: Any) -> None:
     register(store)
 
-    assert store.pulses() == {ME: 0}
+    assert store.look(["*"], []).pulses == {ME: 0}
     assert store.beat(ME)
     assert store.beat(ME)
-    assert store.pulses() == {ME: 2}
+    assert store.look(["*"], []).pulses == {ME: 2}
     store.forget(ME)
     assert not store.beat(ME)
-    assert store.pulses() == {}
+    assert store.look(["*"], []).pulses == {}
 
 
 def test_registering_again_keeps_the_beat(store: Any) -> None:
@@ -503,7 +526,7 @@ def test_registering_again_keeps_the_beat(store: Any) -> None:
 
     register(store, host="elsewhere")
 
-    assert store.pulses() == {ME: 1}
+    assert store.look(["*"], []).pulses == {ME: 1}
     assert [w.host for w in store.workers()] == ["box"]
 
 
@@ -512,7 +535,7 @@ def test_a_worker_that_takes_a_new_name_brings_along_what_it_still_runs(store: A
 
     store.register(WorkerCard(ME, "box", 7, ("*",), 1, "threads", "1"), instead_of=OTHER)
 
-    assert store.pulses() == {ME: 0, uuid.UUID(int=3): -1}
+    assert store.look(["*"], []).pulses == {ME: 0, uuid.UUID(int=3): -1}
     assert (store.get(mine.id).worker, store.get(mine.id).claim) == (ME, mine.claim)
     assert store.get(others.id) == others
     assert store.reap([(OTHER, None)]) == []
@@ -523,7 +546,7 @@ def test_a_worker_that_holds_jobs_but_is_not_there_has_no_beat(store: Any) -> No
     take(store, OTHER)
     register(store)
 
-    assert store.pulses() == {ME: 0, OTHER: -1}
+    assert store.look(["*"], []).pulses == {ME: 0, OTHER: -1}
 
 
 def test_workers_are_shown_as_they_described_themselves(store: Any, clock: Clock) -> None:
@@ -551,7 +574,7 @@ def test_the_jobs_of_a_silent_worker_become_suspects_with_their_attempt_back(sto
         assert job == store.get(job.id)
         assert (job.state, job.attempt, job.crashes, job.alone, job.errors) == ("queued", 0, 0, True, ())
         assert (job.claim, job.worker, job.claimed_at) == (None, None, None)
-    assert store.pulses() == {}
+    assert store.look(["*"], []).pulses == {}
     assert len(claim(store)) == 1
 
 
@@ -564,7 +587,7 @@ def test_a_worker_that_has_beaten_meanwhile_is_spared(store: Any) -> None:
     assert store.reap([(OTHER, -1)]) == []
 
     assert store.get(job.id) == job
-    assert store.pulses() == {OTHER: 1}
+    assert store.look(["*"], []).pulses == {OTHER: 1}
 
 
 def test_an_orphan_is_rescued_only_as_one_that_has_no_beat(store: Any) -> None:
@@ -596,7 +619,7 @@ def test_several_dead_are_buried_together_and_the_living_keep_theirs(store: Any)
 
     assert [j.id for j in rescued] == [jobs[n].id for n in (0, 3, 4)]
     assert [store.get(j.id).state for j in jobs] == ["queued", "running", "running", "queued", "queued"]
-    assert store.pulses() == {workers[1]: 1, workers[2]: 0}
+    assert store.look(["*"], []).pulses == {workers[1]: 1, workers[2]: 0}
 
 
 def test_burying_nobody_is_nothing(store: Any) -> None:
@@ -903,7 +926,7 @@ def test_a_clock_that_jumps_declares_nobody_dead(store: Any, clock: Clock, move:
 
     clock.advance(move)
 
-    assert store.pulses() == {ME: 0}
+    assert store.look(["*"], []).pulses == {ME: 0}
     assert store.get(job.id) == job
     assert store.beat(ME)
 

@@ -286,8 +286,8 @@ def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_n
 
     worker.become(card)
 
-    assert old not in store.pulses()
-    assert store.pulses() == {card.id: 0}
+    assert old not in store.look(["*"], []).pulses
+    assert store.look(["*"], []).pulses == {card.id: 0}
     assert store.reap([(old, -1)]) == []
     gate.set()
     turn_until(worker, worker.is_idle)

@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 from ..job import Job
-from .rows import as_job
+from .marks import Level, Marks
+from .rows import as_claimed, as_job
 from .statements import Statements
 
 
 class Claiming(Statements):
     """The verbs of a worker that looks for work."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._marks = Marks()
+
     def claim(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
     ) -> list[Job]:
         """Take up to `limit` due jobs under the token `claim`, best first."""
+        jobs: list[Job] = []
+        if self._marks.hold(limit, self.generation):
+            jobs, _ = self._claim(worker, claim, queues, tasks, limit, self._marks.last)
+            self._marks.advance(jobs)
+            if len(jobs) == limit or self._marks.pause:
+                return jobs
+        more, seconds = self._claim(worker, claim, queues, tasks, limit - len(jobs), {})
+        self._marks.begin(more, seconds, self.generation)
+        return jobs + more
+
+    def _claim(
+        self,
+        worker: uuid.UUID,
+        claim: uuid.UUID,
+        queues: Sequence[str],
+        tasks: Sequence[str],
+        limit: int,
+        marks: Mapping[Level, tuple[datetime, int]],
+    ) -> tuple[list[Job], float]:
+        """The jobs, and how many seconds the server took."""
         # Below each level, a (queue, priority), the due jobs come in index order whatever else lies in the table;
         # "queue = any(...)" with an order by would sort all of it. The lateral joins are evaluated in the order of
         # their left side, so the outer limit stops at the first priorities that fill it, and no row is locked in
         # vain but between queues of one priority.
         # `any(array(...))` locks first and updates by id: a limit inside the update's own sub-select may run twice.
-        rows = self._rows(
+        rows = self._tuples(
             """
-            with open_levels as materialized (
-                select l.queue, l.priority
-                from pgcron.levels() as l
+            with levels (queue, priority, after, id) as materialized (
+                select * from unnest(%(queue)s::text[], %(priority)s::int2[], %(after)s::timestamptz[], %(id)s::int8[])
+                union all
+                select l.queue, l.priority, '-infinity', 0 from pgcron.levels() as l where %(from_the_beginning)s
+            ),
+            open_levels as materialized (
+                select l.queue, l.priority, l.after, l.id
+                from levels as l
                 where (l.queue = any(%(queues)s) or '*' = any(%(queues)s))
                   and not exists (select from pgcron.queues as q where q.name = l.queue and q.paused_at is not null)
             ),
@@ -41,6 +73,7 @@ class Claiming(Statements):
                         from pgcron.jobs as j
                         where j.state = 'queued' and not j.alone
                           and j.queue = l.queue and j.priority = l.priority
+                          and (j.execute_after, j.id) > (l.after, l.id)
                           and j.execute_after <= pgcron.clock()
                           and j.task = any(%(tasks)s)
                         order by j.execute_after, j.id
@@ -51,18 +84,38 @@ class Claiming(Statements):
                     order by waiting.execute_after, waiting.id
                 ) as best
                 limit %(limit)s
+            ),
+            taken as (
+                update pgcron.jobs as j
+                set state = 'running', claim = %(claim)s, worker = %(worker)s, claimed_at = pgcron.clock(),
+                    attempt = j.attempt + 1
+                where j.id = any(array(select id from due))
+                returning j.id, j.task, j.queue, j.priority, j.args::text as args, nullif(j.headers, '{}') as headers,
+                          nullif(j.tags, '{}') as tags, j.execute_after, j.attempt, j.max_attempts, j.crashes,
+                          j.max_crashes, j.alone, j.created_at, j.claimed_at, nullif(j.errors, '[]') as errors
             )
-            update pgcron.jobs as j
-            set state = 'running', claim = %(claim)s, worker = %(worker)s, claimed_at = pgcron.clock(),
-                attempt = j.attempt + 1
-            where j.id = any(array(select id from due))
-            returning j.id, j.task, j.queue, j.priority, j.state, j.args::text as args, j.headers, j.tags,
-                      j.execute_after, j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.alone, j.claim,
-                      j.worker, j.created_at, j.claimed_at, j.errors
+            select t.*, null::float8 as seconds from taken as t
+            union all
+            -- Last, when all the rest is done: the commit, and what the disk takes for it, are not in it.
+            select null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null,
+                   extract(epoch from clock_timestamp() - statement_timestamp())::float8
             """,
-            {"worker": worker, "claim": claim, "queues": list(queues), "tasks": list(tasks), "limit": limit},
+            {
+                "worker": worker,
+                "claim": claim,
+                "queues": list(queues),
+                "tasks": list(tasks),
+                "limit": limit,
+                "from_the_beginning": not marks,
+                "queue": [queue for queue, _ in marks],
+                "priority": [priority for _, priority in marks],
+                "after": [after for after, _ in marks.values()],
+                "id": [last for _, last in marks.values()],
+            },
         )
-        return sorted((as_job(row) for row in rows), key=lambda j: (-j.priority, j.execute_after, j.id))
+        seconds = rows.pop()[-1]
+        jobs = [as_claimed(row, claim, worker) for row in rows]
+        return sorted(jobs, key=lambda j: (-j.priority, j.execute_after, j.id)), seconds
 
     def claim_suspect(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
@@ -111,7 +164,9 @@ class Claiming(Statements):
     def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
         """Seconds until the next deferred job this worker could take is due; None if there is none."""
         # The walk over levels as in `claim`; below each, one descent to the first job that is not due yet. Jobs due
-        # already are left out: they are claimed now, or are not ours to claim.
+        # already are left out: they are claimed now, or are not ours to claim. The walk is not made while it is dear.
+        if self._marks.pause:
+            return self._marks.pause
         rows = self._rows(
             """
             with upcoming (execute_after) as (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ..job import MAX_ERRORS, Job, WorkerCard
+from ..job import MAX_ERRORS, Job, Look, WorkerCard
 from .rows import as_job
 from .statements import Statements
 
@@ -57,18 +57,47 @@ class Living(Statements):
         """The worker leaves and holds nothing."""
         self._rows("delete from pgcron.workers where id = %(worker)s", {"worker": worker})
 
-    def pulses(self) -> dict[uuid.UUID, int]:
-        """The beat of every worker; -1 for one that holds jobs but is not there."""
+    def look(self, queues: Sequence[str], tasks: Sequence[str]) -> Look:
+        """What an idle worker wants to know every few seconds, in one statement."""
         rows = self._rows(
             """
-            select w.id, w.beat from pgcron.workers as w
-            union all
-            select distinct j.worker, -1
-            from pgcron.jobs as j
-            where j.state = 'running' and not exists (select from pgcron.workers as w where w.id = j.worker)
-            """
+            with next (execute_after) as (
+                select first.execute_after
+                from pgcron.levels() as l
+                cross join lateral (
+                    select j.execute_after
+                    from pgcron.jobs as j
+                    where j.state = 'queued' and not j.alone
+                      and j.queue = l.queue and j.priority = l.priority
+                      and j.task = any(%(tasks)s)
+                    order by j.execute_after
+                    limit 1
+                ) as first
+                where (l.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                  and not exists (select from pgcron.queues as q where q.name = l.queue and q.paused_at is not null)
+                union all
+                select j.execute_after
+                from pgcron.jobs as j
+                where j.state = 'queued' and j.alone
+                  and (j.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                  and not exists (select from pgcron.queues as q where q.name = j.queue and q.paused_at is not null)
+                  and j.task = any(%(tasks)s)
+            ),
+            pulses (worker, beat) as (
+                select w.id, w.beat from pgcron.workers as w
+                union all
+                select distinct j.worker, -1
+                from pgcron.jobs as j
+                where j.state = 'running' and not exists (select from pgcron.workers as w where w.id = j.worker)
+            )
+            select (select extract(epoch from min(n.execute_after) - pgcron.clock())::float8 from next as n) as due_in,
+                   (select array_agg(p.worker order by p.worker) from pulses as p) as workers,
+                   (select array_agg(p.beat order by p.worker) from pulses as p) as beats
+            """,
+            {"queues": list(queues), "tasks": list(tasks)},
         )
-        return {row.id: row.beat for row in rows}
+        seen = rows[0]
+        return Look(seen.due_in, dict(zip(seen.workers or (), seen.beats or (), strict=True)))
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
         """Bury the workers whose beat is still the one given (None: dead for certain) and rescue what they held.

@@ -1,8 +1,9 @@
 """One connection that comes back: opened on first use, and again after it broke.
 
-psycopg is told nothing it could leave behind in a shared session: behind a transaction pooler another client gets
-the same server connection next. So there is no SET, no prepared statement unless the connection is proven direct,
-and each unit of work is a transaction that brings its own isolation level and limits, sent in one round trip.
+Behind a transaction pooler another client gets the same server connection next, so nothing may be left behind in it:
+each unit of work is a transaction that brings its own isolation level and limits, sent in one round trip. Only where
+the server itself is proven to be at the other end are statements prepared and limits set for the session, and a
+statement goes without any ceremony.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, LiteralString
@@ -25,7 +26,7 @@ import psycopg
 import psycopg.waiting
 from psycopg import errors as pg_errors
 from psycopg import sql
-from psycopg.rows import namedtuple_row
+from psycopg.rows import namedtuple_row, tuple_row
 
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, LoginRefused, SchemaMismatch
 from .address import Address
@@ -57,14 +58,21 @@ LEAVE: tuple[type[psycopg.Error], ...] = (
 # Long enough that a connection in use is not asked every time whether it still lives.
 IDLE_SECONDS = 0.05
 
-# Ours for the transaction, whatever the role, the database or the server have as defaults. The search path too: a
+# Ours, whatever the role, the database or the server have as defaults. The search path too: a
 # role that may create a function in `public` would otherwise get a worker to call it, as format(text, integer) say.
 _LIMITS: LiteralString = """
-    select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) as path,
-           pg_catalog.set_config('lock_timeout', %s, true) as lock,
-           pg_catalog.set_config('statement_timeout', %s, true) as statement,
-           pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true) as idle
+    select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', %(local)s) as path,
+           pg_catalog.set_config('lock_timeout', %(lock)s, %(local)s) as lock,
+           pg_catalog.set_config('statement_timeout', %(statement)s, %(local)s) as statement,
+           pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle)s, %(local)s) as idle,
+           -- Our statements go from key to key. Planned for a table that was small, a join of whole sets or a scan
+           -- would be kept when it has grown a thousandfold.
+           pg_catalog.set_config(name, 'off', %(local)s)
+    from (values ('enable_seqscan'), ('enable_hashjoin'), ('enable_mergejoin'), ('jit')) as plans (name)
 """
+_LEVEL: LiteralString = "select pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"
+
+DONE = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
 
 WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
     pg_errors.UndefinedTable,
@@ -110,6 +118,8 @@ class Link:
         self._turn = threading.Lock()
         self._used_at = 0.0
         self._hears = hears
+        # Is the server itself at the other end, and no pooler? Then the session is ours: plans and limits stay.
+        self._is_direct = False
         self._trusts_plans = True
         _links.add(self)
 
@@ -117,30 +127,37 @@ class Link:
         self, query: LiteralString, params: Params = None, *, lock_seconds: float | None = None
     ) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows."""
-        return self.batch([(query, params)], lock_seconds=lock_seconds)[0]
-
-    def batch(
-        self, statements: Sequence[tuple[LiteralString, Params]], *, lock_seconds: float | None = None
-    ) -> list[list[Row]]:
-        """Run `statements` in one transaction and one round trip; the rows of each."""
-        refusal: psycopg.Error | None = None
-        cursors: list[psycopg.Cursor[Row]] = []
         with self._connected() as conn:
+            if self._is_direct and lock_seconds is None:
+                # One statement is a transaction, and its limits are those of the session.
+                return _fetched(conn.execute(in_schema(query, self.schema), params))
+            return _fetched(self._limited(conn, in_schema(query, self.schema), params, lock_seconds))
+
+    def tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
+        """Like `rows`, for many rows: plain tuples, sent in the server's own format."""
+        with self._connected() as conn:
+            if self._is_direct:
+                with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
+                    return cursor.execute(in_schema(query, self.schema), params).fetchall()
+            return [tuple(row) for row in _fetched(self._limited(conn, in_schema(query, self.schema), params))]
+
+    def rows_then(self, query: LiteralString, params: Params, then: LiteralString) -> tuple[list[Row], Exception | None]:
+        """`rows`, and with the same trip a second transaction behind its commit: what became of that is told apart."""
+        with self._connected() as conn:
+            if self._is_direct:
+                return self._one_after_the_other(conn, in_schema(query, self.schema), params, then)
+            rows = _fetched(self._limited(conn, in_schema(query, self.schema), params))
             try:
-                with conn.pipeline():
-                    try:
-                        conn.execute("begin isolation level read committed")
-                        conn.execute(_LIMITS, self._limits(lock_seconds))
-                        cursors += [conn.execute(in_schema(query, self.schema), params) for query, params in statements]
-                        conn.execute("commit")
-                    except psycopg.Error as error:
-                        # Held until the pipeline is over: psycopg logs what it cannot tidy up after an error.
-                        refusal = error
+                self._limited(conn, in_schema(then, self.schema), None)
             except psycopg.Error as error:
-                raise refusal or error from None
-            if refusal is not None:
-                raise refusal
-            return [c.fetchall() if c.description else [] for c in cursors]
+                return rows, error
+            return rows, None
+
+    def copy(self, query: LiteralString, text: Iterable[str]) -> None:
+        """Send rows in PostgreSQL's text format, in a transaction of its own."""
+        with self.transaction() as conn, conn.cursor().copy(in_schema(query, self.schema)) as copy:
+            for block in text:
+                copy.write(block)
 
     def alone(self, query: LiteralString | sql.Composed) -> None:
         """Run one statement with no transaction around it: for what belongs to the session, as LISTEN does."""
@@ -151,7 +168,8 @@ class Link:
     def transaction(self) -> Iterator[psycopg.Connection[Row]]:
         """A transaction for several statements that depend on one another."""
         with self._connected() as conn, conn.transaction():
-            conn.execute(_LIMITS, self._limits())
+            if not self._is_direct:
+                conn.execute(_LIMITS, self._limits(local=True))
             yield conn
 
     @property
@@ -217,10 +235,54 @@ class Link:
             finally:
                 self.busy_since, self._used_at = None, time.monotonic()
 
-    def _limits(self, lock_seconds: float | None = None) -> list[str]:
+    def _limits(self, lock_seconds: float | None = None, *, local: bool) -> dict[str, Any]:
         """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
         lock = self.lock_seconds if lock_seconds is None else lock_seconds
-        return [f"{seconds * 1000:.0f}" for seconds in (lock, self.statement_seconds, 10.0)]
+        seconds = {"lock": lock, "statement": self.statement_seconds, "idle": 10.0}
+        return {"local": local, **{name: f"{value * 1000:.0f}" for name, value in seconds.items()}}
+
+    def _limited(
+        self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, lock_seconds: float | None = None
+    ) -> psycopg.Cursor[Row]:
+        """Run one statement in a transaction that brings its own level and limits, in one round trip."""
+        refusal: psycopg.Error | None = None
+        try:
+            with conn.pipeline():
+                try:
+                    conn.execute("begin isolation level read committed")
+                    conn.execute(_LIMITS, self._limits(lock_seconds, local=True))
+                    cursor = conn.execute(query, params)
+                    conn.execute("commit")
+                except psycopg.Error as error:
+                    # Held until the pipeline is over: psycopg logs what it cannot tidy up after an error.
+                    refusal = error
+        except psycopg.Error as error:
+            raise refusal or error from None
+        if refusal is not None:
+            raise refusal
+        return cursor
+
+    def _one_after_the_other(
+        self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, then: LiteralString
+    ) -> tuple[list[Row], psycopg.Error | None]:
+        first: psycopg.Cursor[Row] | None = None
+        trouble: psycopg.Error | None = None
+        try:
+            with conn.pipeline() as pipeline:
+                try:
+                    first = conn.execute(query, params)
+                    pipeline.sync()
+                    # Its commit may fail, and is a statement, so that the error has one to belong to.
+                    conn.execute("begin")
+                    conn.execute(in_schema(then, self.schema))
+                    conn.execute("commit")
+                except psycopg.Error as error:
+                    trouble = error
+        except psycopg.Error as error:
+            trouble = trouble or error
+        if first is None or first.pgresult is None or first.pgresult.status not in DONE:
+            raise trouble or pg_errors.InternalError("a statement was sent and not answered")
+        return _fetched(first), trouble
 
     def _replace_if_idled_out(self) -> None:
         """Open a new connection if the server ended ours for being idle: the operator's wish, and no outage.
@@ -244,7 +306,7 @@ class Link:
             raise _unreachable(self.address, error) from error
         # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
         self._conn = conn
-        conn.prepare_threshold = None
+        conn.prepare_threshold, self._is_direct = None, False
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             standby, backend = self._introduce(conn)
@@ -257,6 +319,8 @@ class Link:
         if self._trusts_plans and backend == conn.info.backend_pid:
             # The server itself answered, not a pooler that would send the next statement elsewhere.
             conn.prepare_threshold = 2
+            self._is_direct = True
+            self._settle_in(conn)
         if not self._hears:
             # Behind a pooler we may be sent what others listen to, and psycopg would keep it all.
             conn.add_notify_handler(lambda notice: None)
@@ -265,6 +329,15 @@ class Link:
     def _introduce(self, conn: psycopg.Connection[Row]) -> tuple[bool, int]:
         row = conn.execute("select pg_is_in_recovery() as standby, pg_backend_pid() as backend").fetchall()[0]
         return bool(row.standby), int(row.backend)
+
+    def _settle_in(self, conn: psycopg.Connection[Row]) -> None:
+        """Level and limits for the whole session, which is ours alone."""
+        try:
+            conn.execute(_LIMITS, self._limits(local=False))
+            conn.execute(_LEVEL)
+        except psycopg.Error as error:
+            self.close()
+            raise _unreachable(self.address, error) from error
 
     def _recover(self) -> None:
         """After an error: keep the connection only if it is clean."""
@@ -332,6 +405,10 @@ def _interruption_first() -> Iterator[None]:
         if earlier is None or earlier is handled:
             raise
         raise earlier from None
+
+
+def _fetched(cursor: psycopg.Cursor[Row]) -> list[Row]:
+    return cursor.fetchall() if cursor.description else []
 
 
 def _has_said_more(conn: psycopg.Connection[Row]) -> bool:

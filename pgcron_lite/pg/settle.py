@@ -30,42 +30,34 @@ class Settling(Statements):
         return settled
 
     def _finish(self, outcomes: Sequence[Outcome]) -> set[int]:
-        # The rows are locked in the order of their ids, as everywhere, so that two such statements cannot deadlock.
+        # One row after the other, by its key, and in the order of the arrays: that of the ids, as everywhere, so that
+        # two such statements cannot deadlock. (A session of ours is planned without joins of whole sets, see `link`.)
         rows = self._rows(
             """
-            with ended as (
+            with ended as materialized (
                 select *
                 from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[], %(results)s::json[],
                             %(errors)s::jsonb[]) as e (id, claim, state, result, error)
             ),
-            ours as (
-                select j.id
-                from pgcron.jobs as j
-                join ended as e on e.id = j.id and e.claim = j.claim
-                where j.state = 'running'
-                order by j.id
-                for update of j
-            ),
             moved as (
                 delete from pgcron.jobs as j
-                where j.id = any(array(select id from ours))
-                returning j.*
+                using ended as e
+                -- Nothing about the state, which the claim implies: the index of running jobs would be searched.
+                where j.id = e.id and j.claim = e.claim
+                returning j.id, j.task, j.queue, j.priority, e.state, j.args, j.headers, j.tags, j.execute_after,
+                          j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.claim, j.worker, j.claimed_at,
+                          case
+                              when e.error is null then j.errors
+                              when jsonb_array_length(j.errors) >= %(most)s then (j.errors - 0) || e.error
+                              else j.errors || e.error
+                          end as errors,
+                          j.created_at, pgcron.clock() as finished_at, e.result
             )
             insert into pgcron.history (
                 id, task, queue, priority, state, args, headers, tags, execute_after, attempt, max_attempts, crashes,
                 max_crashes, claim, worker, claimed_at, errors, created_at, finished_at, result
             )
-            select m.id, m.task, m.queue, m.priority, e.state, m.args, m.headers, m.tags, m.execute_after, m.attempt,
-                   m.max_attempts, m.crashes, m.max_crashes, m.claim, m.worker, m.claimed_at,
-                   case
-                       when e.error is null then m.errors
-                       when jsonb_array_length(m.errors) >= %(most)s then (m.errors - 0) || e.error
-                       else m.errors || e.error
-                   end,
-                   m.created_at, pgcron.clock(), e.result
-            from moved as m
-            -- The claim again: the batch may hold an outcome of an older claim to the same job.
-            join ended as e on e.id = m.id and e.claim = m.claim
+            select * from moved
             returning id
             """,
             {
@@ -82,18 +74,10 @@ class Settling(Statements):
     def _put_back(self, outcomes: Sequence[Outcome]) -> set[int]:
         rows = self._rows(
             """
-            with again as (
+            with again as materialized (
                 select *
                 from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(delays)s::float8[], %(backs)s::smallint[],
                             %(errors)s::jsonb[]) as a (id, claim, delay, back, error)
-            ),
-            ours as (
-                select j.id
-                from pgcron.jobs as j
-                join again as a on a.id = j.id and a.claim = j.claim
-                where j.state = 'running'
-                order by j.id
-                for update of j
             )
             update pgcron.jobs as j
             set state = 'queued', claim = null, worker = null, claimed_at = null,
@@ -111,7 +95,7 @@ class Settling(Statements):
                     else j.errors || a.error
                 end
             from again as a
-            where j.id = any(array(select id from ours)) and a.id = j.id and a.claim = j.claim
+            where j.id = a.id and j.claim = a.claim
             returning j.id
             """,
             {
@@ -130,10 +114,13 @@ class Settling(Statements):
         rows = self._rows(
             """
             select h.id
-            from pgcron.history as h
-            join unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[]) as o (id, claim, state)
-                -- The state too: a reaper that fails a job for killing its workers leaves the last claim on it.
-                on o.id = h.id and o.claim = h.claim and o.state = h.state
+            from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[]) as o (id, claim, state)
+            cross join lateral (
+                -- Fenced off: with the state in sight, the index by age would be searched for each.
+                select p.id, p.claim, p.state from pgcron.history as p where p.id = o.id offset 0
+            ) as h
+            -- The state too: a reaper that fails a job for killing its workers leaves the last claim on it.
+            where h.claim = o.claim and h.state = o.state
             """,
             {
                 "ids": [o.id for o in outcomes],

@@ -57,3 +57,8 @@ class Statements:
     def _rows(self, query: LiteralString, params: Params = None) -> list[Any]:
         with self.links.take() as link:
             return link.rows(query, params)
+
+    def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
+        """Rows in plenty, by position."""
+        with self.links.take() as link:
+            return link.tuples(query, params)

@@ -33,6 +33,10 @@ class ExplainingStore(PostgresStore):
         self.plan = row[0][0]["Plan"]
         return []
 
+    def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
+        self._rows(query, params)
+        return [(0.0,)]
+
 
 @pytest.fixture(scope="module")
 def full_url(databases: Any) -> Iterator[str]:

@@ -86,7 +86,7 @@ VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
     "find": (lambda s: None, lambda s, _: s.find(), {"reader", "worker", "admin"}),
     "queues": (lambda s: None, lambda s, _: s.queues(), {"reader", "worker", "admin"}),
     "workers": (lambda s: None, lambda s, _: s.workers(), {"reader", "worker", "admin"}),
-    "pulses": (lambda s: None, lambda s, _: s.pulses(), {"reader", "worker", "admin"}),
+    "look": (lambda s: None, lambda s, _: s.look(["*"], ["add"]), {"worker"}),
     "waiting_tasks": (lambda s: None, lambda s, _: s.waiting_tasks(), {"reader", "worker", "admin"}),
     "claim": (lambda s: s.enqueue([NewJob("add")]), lambda s, _: s.claim(ME, CLAIM, ["*"], ["add"], 5), {"worker"}),
     "next_due": (lambda s: None, lambda s, _: s.next_due(["*"], ["add"]), {"worker"}),

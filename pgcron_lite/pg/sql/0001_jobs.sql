@@ -17,10 +17,10 @@
 -- The schema may have another name: every statement says `pgcron`, and that word is replaced as it is sent.
 
 create function pgcron.clock() returns timestamptz
-    -- stable, so that an index may be searched with it; it is read once per statement.
+    -- The moment the statement began. Stable, so that an index may be searched with it, and without a search path of
+    -- its own, so that it is inlined: it is read for every row that is inserted.
     language sql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-    as 'select clock_timestamp()';
+    as 'select pg_catalog.statement_timestamp()';
 
 create table pgcron.migrations (
     number      int primary key,
