@@ -199,7 +199,7 @@ class Worker:
         return max(0.0, wait)
 
     def _claim_now(self) -> bool:
-        """Fill the free slots, and hold a few jobs more. True if there was something to take, or to wait for quietly."""
+        """Fill the slots, and hold a few jobs more. True if there was something to take, or to wait for quietly."""
         self._adopt()
         room = self._room()
         self._hungry = True

@@ -74,6 +74,8 @@ _LEVEL: LiteralString = "select pg_catalog.set_config('default_transaction_isola
 
 DONE = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
 
+_UNANSWERED = "a statement was sent and not answered"
+
 WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
     pg_errors.UndefinedTable,
     pg_errors.UndefinedColumn,
@@ -141,7 +143,9 @@ class Link:
                     return cursor.execute(in_schema(query, self.schema), params).fetchall()
             return [tuple(row) for row in _fetched(self._limited(conn, in_schema(query, self.schema), params))]
 
-    def rows_then(self, query: LiteralString, params: Params, then: LiteralString) -> tuple[list[Row], Exception | None]:
+    def rows_then(
+        self, query: LiteralString, params: Params, then: LiteralString
+    ) -> tuple[list[Row], psycopg.Error | None]:
         """`rows`, and with the same trip a second transaction behind its commit: what became of that is told apart."""
         with self._connected() as conn:
             if self._is_direct:
@@ -245,22 +249,23 @@ class Link:
         self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, lock_seconds: float | None = None
     ) -> psycopg.Cursor[Row]:
         """Run one statement in a transaction that brings its own level and limits, in one round trip."""
+        answer: psycopg.Cursor[Row] | None = None
         refusal: psycopg.Error | None = None
         try:
             with conn.pipeline():
                 try:
                     conn.execute("begin isolation level read committed")
                     conn.execute(_LIMITS, self._limits(lock_seconds, local=True))
-                    cursor = conn.execute(query, params)
+                    answer = conn.execute(query, params)
                     conn.execute("commit")
                 except psycopg.Error as error:
                     # Held until the pipeline is over: psycopg logs what it cannot tidy up after an error.
                     refusal = error
         except psycopg.Error as error:
             raise refusal or error from None
-        if refusal is not None:
-            raise refusal
-        return cursor
+        if refusal is not None or answer is None:
+            raise refusal or pg_errors.InternalError(_UNANSWERED)
+        return answer
 
     def _one_after_the_other(
         self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, then: LiteralString
@@ -281,8 +286,11 @@ class Link:
         except psycopg.Error as error:
             trouble = trouble or error
         if first is None or first.pgresult is None or first.pgresult.status not in DONE:
-            raise trouble or pg_errors.InternalError("a statement was sent and not answered")
-        return _fetched(first), trouble
+            raise trouble or pg_errors.InternalError(_UNANSWERED)
+        rows = _fetched(first)
+        if trouble is not None:
+            self._recover()
+        return rows, trouble
 
     def _replace_if_idled_out(self) -> None:
         """Open a new connection if the server ended ours for being idle: the operator's wish, and no outage.

@@ -184,7 +184,7 @@ def test_nothing_of_ours_stays_behind_in_the_session_that_the_next_client_gets(p
         store.register(card)
         store.enqueue([NewJob("a", "{}")])
         store.enqueue([NewJob("b", "{}")])
-        store._insert_again(NO_ROWS)
+        store._insert_again([], [])
         claim = uuid.uuid4()
         jobs = store.claim(card.id, claim, ["*"], ["a"], 1)
         assert store.settle([Outcome(job.id, claim, "done") for job in jobs])
@@ -197,13 +197,6 @@ def test_nothing_of_ours_stays_behind_in_the_session_that_the_next_client_gets(p
         store.close()
 
         eventually(lambda: left_in_session(bouncer) == before)
-
-
-NO_ROWS: dict[str, list[Any]] = {
-    name: []
-    for name in ("ids", "tasks", "queues", "priorities", "args", "headers", "tags", "ats", "delays", "max_attempts",
-                 "max_crashes")
-}
 
 
 def left_in_session(bouncer: PgBouncer) -> list[Any]:
@@ -273,6 +266,7 @@ def test_after_a_pooler_was_frozen_work_goes_on(
     queue: Queue, workers: Workers, bouncer: PgBouncer, tmp_path: Path
 ) -> None:
     worker = workers.start(url=bouncer.url, env=QUICK, program=impatient_program(tmp_path))
+    queue.until(queue.enqueue("nap"), "done")
     bouncer.freeze()
     eventually(lambda: "the database is not available" in worker.log, within=30)
     job = queue.enqueue("nap")

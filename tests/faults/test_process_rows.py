@@ -10,7 +10,7 @@ from workers import PATIENCE, QUICK, SLOW, Audit, Queue, Workers, recovery_bound
 # Two kinds of slots, one set of promises.
 both_kinds = pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
 
-CLAIM = "with open_levels as materialized"
+CLAIM = "open_levels as materialized"
 CLAIM_OF_SUSPECT = "where s.state = 'queued' and s.alone"
 FINISH = "insert into pgcron.history"
 

@@ -78,8 +78,8 @@ class Tripwire:
         place, found, bound = 0, False, False
         while place < len(chunk):
             kind, size = chunk[place : place + 1], int.from_bytes(chunk[place + 1 : place + 5], "big") + 1
-            # Parse, or a Bind of what was parsed before, is how a statement begins.
-            if found and (kind == b"P" or (kind == b"B" and bound)):
+            # Parse, or a Bind of what was parsed before, is how a statement begins; Sync may commit.
+            if found and (kind == b"P" or (kind in b"BS" and bound)):
                 break
             found = found or self._words in chunk[place : place + size]
             bound = found and (bound or kind == b"B")
@@ -94,8 +94,7 @@ class Tripwire:
                     client.sendall(chunk)
                     continue
                 held += chunk
-                # The tag of the commit at the end of the transaction: from here on it has happened.
-                if b"COMMIT\0" in held:
+                if _is_committed(held):
                     return self._spring(client, server)
         _shut(client)
 
@@ -104,6 +103,18 @@ class Tripwire:
         self._trip()
         _shut(client)
         _shut(server)
+
+
+def _is_committed(reply: bytes) -> bool:
+    """Has a statement been completed, and does the server say that no transaction is open?"""
+    place, completed = 0, False
+    while place + 5 < len(reply):
+        kind, size = reply[place : place + 1], int.from_bytes(reply[place + 1 : place + 5], "big") + 1
+        completed = completed or kind == b"C"
+        if completed and reply[place : place + size] == b"Z\0\0\0\5I":
+            return True
+        place += size
+    return False
 
 
 def _shut(end: socket.socket) -> None:
