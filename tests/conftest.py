@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from pgcron_lite.memory import MemoryStore
 # Real processes and servers that are killed, frozen and waited for. They depend on the operating system more than on
 # the versions of Python and of the drivers, so one line of tox runs them all and the others leave them out.
 SLOW = {
-    "test_connection_rows", "test_dev", "test_embedded", "test_hostile_tasks", "test_poison_rows", "test_pooler_rows",
-    "test_process_rows", "test_shutdown_rows", "test_storm", "test_supervisor",
+    "test_benchmarks", "test_connection_rows", "test_dev", "test_embedded", "test_hostile_tasks", "test_poison_rows",
+    "test_pooler_rows", "test_process_rows", "test_shutdown_rows", "test_storm", "test_supervisor",
 }  # fmt: skip
 
 
@@ -37,6 +38,15 @@ def pg_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPost
     """The server of this session (of this process, under xdist): PostgreSQL 18, or `PGCRON_TEST_PG`."""
     with server(tmp_path_factory.mktemp("postgres"), max_connections="100") as running_server:
         yield running_server
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is short of processors any look may take long; claims are to be as exact as they are fast."""
+    with contextlib.suppress(ImportError):
+        from pgcron_lite.pg import marks
+
+        monkeypatch.setattr(marks, "DEAR_SECONDS", math.inf)
 
 
 class Databases:

@@ -16,13 +16,13 @@ import pytest
 
 LAYERS = {
     "values": {
-        "errors", "job", "retry", "schedule", "moment", "payload", "revive", "arguments",
-        "events", "config", "wake", "identity",
+        "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
+        "revive", "arguments", "events", "config", "wake", "identity",
     },
     "app": {"task", "handle", "app", "current", "discover"},
     "machines": {
-        "execute", "worker", "slots", "report", "reaper", "quarantine", "signals", "heart", "supervise", "start",
-        "process", "green",
+        "execute", "worker", "slots", "pace", "report", "reaper", "quarantine", "signals", "heart", "supervise",
+        "start", "process", "green",
     },
     "memory": {"memory"},
     "pg": {"pg"},
@@ -66,7 +66,7 @@ CORNERS = {
     "psycopg": {"pg"},
     "gevent": {"__main__", "green"},
     "greenlet": {"__main__", "green"},
-    "croniter": {"schedule"},
+    "croniter": {"cron"},
     "click": {"cli", "contrib.flask", "__main__"},
     "flask": {"contrib.flask"},
 }

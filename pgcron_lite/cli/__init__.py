@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "enqueue": "enqueue:enqueue",
     "jobs": "jobs:jobs",
     "queues": "queues:queues",
+    "cron": "cron:cron",
     "tasks": "tasks:tasks",
     "workers": "workers:workers",
     "health": "health:health",
