@@ -1,0 +1,12 @@
+"""Everything that can be measured, in the order it is measured."""
+
+from ..workload import Workload
+from . import deep, drain, enqueue, idle, latency, passing
+
+ALL: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        *enqueue.WORKLOADS, *drain.WORKLOADS, *latency.WORKLOADS, *idle.WORKLOADS, *deep.WORKLOADS,
+        *passing.WORKLOADS,
+    )
+}  # fmt: skip
