@@ -680,3 +680,15 @@ def test_it_starts_under_gevent_for_many_greenlets_at_once(make):
     )
 
     assert len({line.split()[0] for line in said.splitlines()}) == 1
+
+
+def test_the_data_may_lie_outside_of_the_home_and_go_with_a_reset(tmp_path: Path) -> None:
+    place = Path(tempfile.gettempdir(), f"pgcron-outside-{tmp_path.name}")
+    server = EmbeddedPostgres(tmp_path / "home", settings={"fsync": "off"}, folder=place)
+    try:
+        with psycopg.connect(server.start()) as conn:
+            [(data,)] = conn.execute("show data_directory").fetchall()
+        assert Path(data).parent == place
+    finally:
+        server.reset()
+    assert not place.exists()

@@ -53,7 +53,7 @@ class EmbeddedPostgres:
     The server outlives the process that started it, however that ends, until somebody calls `stop()`. TCP on
     the loopback address asks for a generated password, which is part of `url`; the unix socket asks for none
     and lies in a directory that only the server's user may enter. `settings` are server settings, and do not
-    reach a server that already runs.
+    reach a server that already runs. `folder` is a place for the data outside of the home: memory, for tests.
     """
 
     def __init__(
@@ -62,10 +62,12 @@ class EmbeddedPostgres:
         *,
         version: int | None = None,
         settings: Mapping[str, str] | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.home = Path(home).absolute()
         self.version = version
         self.settings = dict(settings or {})
+        self._outside = None if folder is None else Path(folder).absolute()
 
     def start(self) -> str:
         """Start the server, or find it running, and return its URL. Many may do so at once and share it."""
@@ -278,6 +280,8 @@ class EmbeddedPostgres:
 
     @functools.cached_property
     def _folder(self) -> Path:
+        if self._outside is not None:
+            return self._outside
         home = self.home.resolve()
         return ROOTS_PLACE / f"pgcron-{digest(home)}" if is_root() else home
 
