@@ -23,16 +23,17 @@ class Quarantine:
 
     def __init__(self, interval: float) -> None:
         self.is_occupied = False
-        self.quiet_until = 0.0
+        # A suspect was found just now: who leaves one often leaves many.
+        self.may_have_more = False
+        self.quiet_until = self.next_try = 0.0
         self._interval = interval
-        self._next_try = 0.0
         self._tries = 0
         self._since = 0.0
 
     def step(self, *, is_busy: bool, is_suspect_due: Callable[[], bool]) -> Step:
         """What to do before the next claim: take a suspect, wait for quiet, or go on as usual."""
         now = time.monotonic()
-        if now < self._next_try:
+        if now < self.next_try:
             return "go on"
         if not is_busy or self._tries >= TRIES:
             return "take"
@@ -42,10 +43,10 @@ class Quarantine:
             # The silence did not help: something runs for longer.
             self.quiet_until = 0.0
             self._tries += 1
-            self._next_try = now + PAUSE_SECONDS
+            self.next_try = now + PAUSE_SECONDS
             return "go on"
         if not is_suspect_due():
-            self._next_try = now + self._interval
+            self.next_try = now + self._interval
             return "go on"
         self.quiet_until = now + QUIET_SECONDS
         return "wait"
@@ -54,16 +55,16 @@ class Quarantine:
         """A suspect was asked for, and `found` or not."""
         now = time.monotonic()
         self.quiet_until, self._tries, self._since = 0.0, 0, now
-        self.is_occupied = found and not is_busy
-        self._next_try = now + (0.0 if found else self._interval)
+        self.is_occupied, self.may_have_more = found and not is_busy, found
+        self.next_try = now + (0.0 if found else self._interval)
 
     def ended(self) -> None:
         """Nothing runs any more. After a suspect, the others have as long a turn as it had."""
         if self.is_occupied:
             now = time.monotonic()
             self.is_occupied = False
-            self._next_try = now + min(now - self._since, LONGEST_TURN)
+            self.next_try = now + min(now - self._since, LONGEST_TURN)
 
     def look_again(self) -> None:
         """There may be suspects now."""
-        self._next_try = 0.0
+        self.next_try = 0.0

@@ -209,7 +209,7 @@ class Worker:
         jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
         self._begin(jobs)
         if len(jobs) < room:
-            self._nothing_more()
+            self._nothing_more(is_turn_over=not jobs)
         return bool(jobs)
 
     def _room(self) -> int:
@@ -253,9 +253,15 @@ class Worker:
         running = self.running.get(job.id)
         return running is not None and running.claim == job.claim
 
-    def _nothing_more(self) -> None:
+    def _nothing_more(self, *, is_turn_over: bool) -> None:
         """The table has no more for us now: find out when it will."""
         self._hungry = False
+        if self._quarantine.may_have_more:
+            if is_turn_over:
+                # Nobody else wants the turn that the others have after a suspect.
+                self._quarantine.look_again()
+                return self.look_soon()
+            self._look_at = self._quarantine.next_try
         due = self.store.next_due(*self._mine)
         now = time.monotonic()
         self._look_at = min(self._look_at, math.inf if due is None else now + due)

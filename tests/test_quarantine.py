@@ -84,3 +84,14 @@ def test_news_of_suspects_is_heeded_at_once(clock: Any) -> None:
     quarantine.look_again()
 
     assert asked(quarantine, is_busy=False) == "take"
+
+
+def test_who_has_found_a_suspect_may_find_more_until_none_is_found(clock: Any) -> None:
+    quarantine = Quarantine(5)
+    assert not quarantine.may_have_more
+
+    quarantine.took(True, is_busy=False)
+    quarantine.ended()
+    assert quarantine.may_have_more
+    quarantine.took(False, is_busy=False)
+    assert not quarantine.may_have_more

@@ -343,6 +343,23 @@ def test_a_suspect_is_run_alone(worker: Worker, store: Flaky, gate: Gate) -> Non
 
 
 @pytest.mark.row(18)
+def test_many_suspects_run_one_after_the_other_without_a_rest(worker: Worker, store: Flaky) -> None:
+    # A worker that is killed with many jobs in its hands leaves them all to be run alone.
+    suspects = enqueue(store, 30)
+    for suspect in suspects:
+        make_suspect(store, suspect)
+    naps = []
+
+    def turned() -> bool:
+        naps.append(worker.step() if worker.slots.ended or not worker.slots.busy else 0.0)
+        return states(store, suspects) == ["done"] * 30
+
+    eventually(turned)
+    # Which is why nobody is told to look: it knows that there may be more.
+    assert [nap for nap in naps[:-1] if nap > 0.05] == []
+
+
+@pytest.mark.row(18)
 def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, gate: Gate) -> None:
     (busy,) = store.enqueue([NewJob("wait")])
     worker.step()
