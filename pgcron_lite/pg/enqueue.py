@@ -23,9 +23,8 @@ logger = logging.getLogger(__name__)
 # A ring commits under a lock that the whole server shares: a producer rings at most once in this many seconds, and a
 # worker that was woken looks again after it.
 RING_WINDOW = 0.025
-# How long a ring may wait for that lock (kept while the server waits for a synchronous standby), and how long none is
-# tried after one has failed. Nobody waits for a doorbell.
-RING_PATIENCE, RING_PAUSE = 0.25, 1.0
+# How long none is tried after one has failed.
+RING_PAUSE = 1.0
 # From so many jobs on the text of a COPY pays.
 COPIES_FROM = 200
 
@@ -101,12 +100,11 @@ class Enqueueing(Statements):
             # Asking for the usage also frees a queue that stays full after its cause is gone.
             sent = link.rows(
                 """
-                select pg_notify(%(channel)s, '')
+                select set_config('lock_timeout', '250', true) as lock, pg_notify(%(channel)s, '') as sent
                 from (select pg_notification_queue_usage() as usage offset 0) as queue
                 where queue.usage < 0.25
                 """,
                 {"channel": channel},
-                lock_seconds=RING_PATIENCE,
             )
         if not sent:
             raise DatabaseUnavailable("the server's notify queue is filling up: some listener does not read")
@@ -133,7 +131,8 @@ class Enqueueing(Statements):
         return [row.id for row in rows]
 
 
-# What is lost when the server crashes is a noise, so nobody waits for the disk.
+# What is lost when the server crashes is a noise, so nobody waits for the disk; nor, for longer than this, for the lock
+# of all notices, which is kept while the server waits for a synchronous standby.
 _RING: LiteralString = """
     select set_config('synchronous_commit', 'off', true) as commit, set_config('lock_timeout', '250', true) as lock,
            pgcron.ring()

@@ -125,15 +125,13 @@ class Link:
         self._trusts_plans = True
         _links.add(self)
 
-    def rows(
-        self, query: LiteralString, params: Params = None, *, lock_seconds: float | None = None
-    ) -> list[Row]:
+    def rows(self, query: LiteralString, params: Params = None) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows."""
         with self._connected() as conn:
-            if self._is_direct and lock_seconds is None:
+            if self._is_direct:
                 # One statement is a transaction, and its limits are those of the session.
                 return _fetched(conn.execute(in_schema(query, self.schema), params))
-            return _fetched(self._limited(conn, in_schema(query, self.schema), params, lock_seconds))
+            return _fetched(self._limited(conn, in_schema(query, self.schema), params))
 
     def tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
         """Like `rows`, for many rows: plain tuples, sent in the server's own format."""
@@ -239,15 +237,12 @@ class Link:
             finally:
                 self.busy_since, self._used_at = None, time.monotonic()
 
-    def _limits(self, lock_seconds: float | None = None, *, local: bool) -> dict[str, Any]:
+    def _limits(self, *, local: bool) -> dict[str, Any]:
         """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
-        lock = self.lock_seconds if lock_seconds is None else lock_seconds
-        seconds = {"lock": lock, "statement": self.statement_seconds, "idle": 10.0}
+        seconds = {"lock": self.lock_seconds, "statement": self.statement_seconds, "idle": 10.0}
         return {"local": local, **{name: f"{value * 1000:.0f}" for name, value in seconds.items()}}
 
-    def _limited(
-        self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, lock_seconds: float | None = None
-    ) -> psycopg.Cursor[Row]:
+    def _limited(self, conn: psycopg.Connection[Row], query: LiteralString, params: Params) -> psycopg.Cursor[Row]:
         """Run one statement in a transaction that brings its own level and limits, in one round trip."""
         answer: psycopg.Cursor[Row] | None = None
         refusal: psycopg.Error | None = None
@@ -255,7 +250,7 @@ class Link:
             with conn.pipeline():
                 try:
                     conn.execute("begin isolation level read committed")
-                    conn.execute(_LIMITS, self._limits(lock_seconds, local=True))
+                    conn.execute(_LIMITS, self._limits(local=True))
                     answer = conn.execute(query, params)
                     conn.execute("commit")
                 except psycopg.Error as error:
