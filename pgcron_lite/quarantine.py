@@ -32,9 +32,9 @@ class Quarantine:
 
     def step(self, *, is_busy: bool, is_suspect_due: Callable[[], bool]) -> Step:
         """What to do before the next claim: take a suspect, wait for quiet, or go on as usual."""
-        now = time.monotonic()
-        if now < self.next_try:
+        if self.is_others_turn:
             return "go on"
+        now = time.monotonic()
         if not is_busy or self._tries >= TRIES:
             return "take"
         if now < self.quiet_until:
@@ -50,6 +50,11 @@ class Quarantine:
             return "go on"
         self.quiet_until = now + QUIET_SECONDS
         return "wait"
+
+    @property
+    def is_others_turn(self) -> bool:
+        """Is it too early to ask for a suspect?"""
+        return time.monotonic() < self.next_try
 
     def took(self, found: bool, *, is_busy: bool) -> None:
         """A suspect was asked for, and `found` or not."""

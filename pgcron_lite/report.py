@@ -43,7 +43,7 @@ class Reporter:
             self._failed(ended)
 
     def released(self, job: Job) -> None:
-        logger.info("%s handed back, the worker stops", job, extra=fields(job, "released"))
+        logger.info("%s handed back", job, extra=fields(job, "released"))
         self._events.send("job_released", job=job)
 
     def rescued(self, job: Job) -> None:

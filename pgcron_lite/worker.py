@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 ATTENTIVE_SECONDS = 0.03
 # Outcomes are written when nothing waits any more, or when half of what is held has ended, or after this.
 WRITE_BEHIND_SECONDS = 0.02
+# So many jobs that have ended at once come from one claim of a series.
+SERIES = 100
 # What is held is planned to begin within 50 ms.
 STALE_SECONDS = 0.25
 PRUNE_SECONDS = CHECK_SECONDS = 60.0
@@ -178,6 +180,9 @@ class Worker:
             return self.poll_seconds
         # The bell first: a socket that has something to say ends the sleep at once until somebody has listened.
         rung, bell_wait = self.bell.step() if self.bell is not None else (False, self.poll_seconds)
+        if self._is_in_full_swing():
+            # The slots run what comes next while it is written what became of the last.
+            self._claim_now()
         self._settle()
         self._return_stale()
         self._check_schema()
@@ -197,6 +202,13 @@ class Worker:
             # What ended beside it is written soon, though the slots say nothing before they have done their share.
             wait = min(wait, WRITE_BEHIND_SECONDS)
         return max(0.0, wait)
+
+    def _is_in_full_swing(self) -> bool:
+        """Are short jobs taken by the hundred, with the slots at the end of them and no suspect's turn?"""
+        return (
+            self._hungry and self.is_well and not self.slots.waiting and len(self.slots.ended) >= SERIES
+            and self._quarantine.is_others_turn
+        )  # fmt: skip
 
     def _claim_now(self) -> bool:
         """Fill the slots, and hold a few jobs more. True if there was something to take, or to wait for quietly."""
@@ -232,11 +244,11 @@ class Worker:
     def _attends_to_suspects(self) -> bool:
         """Is this the moment of a suspect, which runs with no neighbours, or a silence before it?"""
         step = self._quarantine.step(
-            is_busy=self.slots.busy > 0,
+            is_busy=bool(self.running),
             is_suspect_due=lambda: self.store.suspects_due(*self._mine),
         )
         if step == "take":
-            was_busy = self.slots.busy > 0
+            was_busy = bool(self.running)
             suspect = self._claimed(lambda claim: self.store.claim_suspect(self.id, claim, *self._mine))
             self._quarantine.took(suspect is not None, is_busy=was_busy)
             self._begin([suspect] if suspect else [])

@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from pgcron_lite import PgCron, current_job
 from pgcron_lite.errors import DatabaseUnavailable, PgCronError
 from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.worker import LONGEST_PAUSE, Worker, check_slots
+from pgcron_lite.worker import LONGEST_PAUSE, SERIES, Worker, check_slots
 
 
 class Flaky(MemoryStore):
@@ -324,6 +325,49 @@ def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCr
     gates[1].set()
     eventually(lambda: worker.slots.busy == 0)
     worker.slots.close()
+
+
+class Watching(MemoryStore):
+    """Notes, at each claim that brought something, how many outcomes had not been written yet.
+
+    In full swing it has the worker find a suspect, as a rescue does."""
+
+    worker: Worker
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwritten: dict[str, list[int]] = {"claim": [], "claim_suspect": []}
+
+    def claim(self, *args: Any) -> list[Job]:
+        jobs = super().claim(*args)
+        if jobs:
+            self._note("claim")
+        return jobs
+
+    def claim_suspect(self, *args: Any) -> Job | None:
+        job = super().claim_suspect(*args)
+        if job is not None:
+            self._note("claim_suspect")
+        return job
+
+    def _note(self, verb: str) -> None:
+        self.unwritten[verb].append(len(self.worker.running))
+        if len(self.worker.running) >= SERIES and not self.unwritten["claim_suspect"]:
+            last = max(self._jobs)
+            self._jobs[last] = replace(self._jobs[last], alone=True)
+            self.worker._quarantine.look_again()
+
+
+def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(app: PgCron) -> None:
+    store = Watching()
+    store.worker = worker = hire(app, store)
+    enqueue(store, 20_000)
+
+    turn_until(worker, lambda: len(store.unwritten["claim"]) > 1 and worker.is_idle())
+    worker.slots.close()
+
+    assert max(store.unwritten["claim"]) >= SERIES
+    assert set(store.unwritten["claim_suspect"]) == {0}
 
 
 @pytest.mark.row(18)

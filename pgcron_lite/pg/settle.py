@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from ..job import MAX_ERRORS, Outcome
@@ -32,7 +32,8 @@ class Settling(Statements):
     def _finish(self, outcomes: Sequence[Outcome]) -> set[int]:
         # One row after the other, by its key, and in the order of the arrays: that of the ids, as everywhere, so that
         # two such statements cannot deadlock. (A session of ours is planned without joins of whole sets, see `link`.)
-        rows = self._rows(
+        claims = {claim: str(claim) for claim in {o.claim for o in outcomes}}
+        rows = self._tuples(
             """
             with ended as materialized (
                 select *
@@ -61,15 +62,16 @@ class Settling(Statements):
             returning id
             """,
             {
-                "ids": [o.id for o in outcomes],
-                "claims": [o.claim for o in outcomes],
-                "states": [o.state for o in outcomes],
-                "results": [o.result for o in outcomes],
-                "errors": [error_text(o) for o in outcomes],
+                "ids": _words(str(o.id) for o in outcomes),
+                "claims": _words(claims[o.claim] for o in outcomes),
+                "states": _words(o.state for o in outcomes),
+                # Most jobs have neither, and what is missing at the end of an array is null.
+                "results": [o.result for o in outcomes] if any(o.result is not None for o in outcomes) else [],
+                "errors": [error_text(o) for o in outcomes] if any(o.error is not None for o in outcomes) else [],
                 "most": MAX_ERRORS,
             },
         )
-        return {row.id for row in rows}
+        return {job_id for job_id, in rows}
 
     def _put_back(self, outcomes: Sequence[Outcome]) -> set[int]:
         rows = self._rows(
@@ -172,3 +174,8 @@ class Settling(Statements):
             {"done_after": done_after, "failed_after": failed_after, "limit": limit},
         )
         return len(rows)
+
+
+def _words(words: Iterable[str]) -> str:
+    """Words that need no quotes as PostgreSQL writes an array: a tenth of the work of a list."""
+    return "{" + ",".join(words) + "}"
