@@ -87,11 +87,11 @@ class Slots:
         """Is there something that was not begun because it had waited for too long?"""
         return bool(self._late)
 
-    def put(self, *jobs: Job) -> None:
-        """Give jobs to the next free slots."""
-        now = time.monotonic()
+    def put(self, *jobs: Job, since: float | None = None) -> None:
+        """Give jobs to the next free slots. They have been ours, and have waited, `since` then, or now."""
+        since = time.monotonic() if since is None else since
         self._given += len(jobs)
-        self._waiting.extend([(job, now) for job in jobs])
+        self._waiting.extend([(job, since) for job in jobs])
         while len(self._threads) < min(self.count, self.busy) and self._grow():
             pass
         for _ in range(min(len(jobs), len(self._threads)) - self._bell.qsize()):

@@ -218,8 +218,9 @@ class Worker:
         self._look_at, self._poll_at = math.inf, time.monotonic() + self.poll_seconds
         if room == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
             return True
+        asked_at = time.monotonic()
         jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
-        self._begin(jobs)
+        self._begin(jobs, asked_at)
         if len(jobs) < room:
             self._nothing_more(is_turn_over=not jobs)
         return bool(jobs)
@@ -248,17 +249,18 @@ class Worker:
             is_suspect_due=lambda: self.store.suspects_due(*self._mine),
         )
         if step == "take":
-            was_busy = bool(self.running)
+            was_busy, asked_at = bool(self.running), time.monotonic()
             suspect = self._claimed(lambda claim: self.store.claim_suspect(self.id, claim, *self._mine))
             self._quarantine.took(suspect is not None, is_busy=was_busy)
-            self._begin([suspect] if suspect else [])
+            self._begin([suspect] if suspect else [], asked_at)
         elif step == "wait":
             self._look_at = self._quarantine.quiet_until
         return step == "wait" or self._quarantine.is_occupied
 
-    def _begin(self, jobs: Sequence[Job]) -> None:
+    def _begin(self, jobs: Sequence[Job], asked_at: float) -> None:
+        # Not since the reply: a process frozen before it reads that has jobs that are others' by now.
         self.running.update((job.id, job) for job in jobs)
-        self.slots.put(*jobs)
+        self.slots.put(*jobs, since=asked_at)
 
     def _runs(self, job: Job) -> bool:
         """Is it this claim of the job that runs here? After a freeze we may claim what we are still running."""
@@ -284,8 +286,9 @@ class Worker:
     def _adopt(self) -> None:
         """Take in what an earlier claim got whose reply was lost."""
         while self._doubtful:
+            asked_at = time.monotonic()
             held = self.store.held(self.id, self._doubtful[-1])
-            self._begin([job for job in held if not self._runs(job)])
+            self._begin([job for job in held if not self._runs(job)], asked_at)
             self._doubtful.pop()
 
     def _settle(self) -> None:

@@ -227,6 +227,29 @@ def test_jobs_whose_claim_got_no_reply_are_found_again_by_its_token(worker: Work
     assert job.attempt == 1
 
 
+@pytest.mark.row(7)
+def test_jobs_whose_claim_is_old_when_its_reply_is_read_are_handed_back(
+    worker: Worker, store: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, released = store.claim, []
+
+    def frozen_before_the_reply(*args: Any) -> list[Job]:
+        jobs = claim(*args)
+        monkeypatch.setattr(store, "claim", claim)
+        # Longer than half a lease.
+        time.sleep(0.3)
+        return jobs
+
+    worker.app.on("job_released")(lambda job: released.append(job.attempt))
+    ids = enqueue(store, 2)
+    monkeypatch.setattr(store, "claim", frozen_before_the_reply)
+
+    turn_until(worker, lambda: states(store, ids) == ["done"] * 2)
+
+    assert released == [1, 1]
+    assert [job.attempt for job in map(store.get, ids) if job is not None] == [1, 1]
+
+
 @pytest.mark.row(5)
 def test_an_outcome_that_got_no_reply_is_known_for_our_own(worker: Worker, store: Flaky) -> None:
     (job_id,) = enqueue(store)
