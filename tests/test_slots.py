@@ -1,6 +1,7 @@
 """The places where jobs run: how many at once, what is taken back, and what no job can do to them."""
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -100,6 +101,129 @@ def test_threads_are_started_as_they_are_needed_and_used_again(app: PgCron, slot
         eventually(lambda: slots.busy == 0)
 
     assert names == ["pgcron-slot-0"] * 3
+
+
+# What waits, what is late, and when somebody is told
+
+
+@pytest.fixture
+def told() -> list[int]:
+    """How many had ended each time that somebody was told to look."""
+    return []
+
+
+@pytest.fixture
+def single(app: PgCron, told: list[int]) -> Iterator[Slots]:
+    """One slot, so that everything has its order."""
+    slots = Slots(app, 1, lambda: told.append(len(slots.ended)), lambda: False)
+    yield slots
+    slots.close()
+
+
+@pytest.fixture
+def gate(app: PgCron) -> Iterator[threading.Event]:
+    """The task `wait` waits for it; `work` does nothing."""
+    gate = threading.Event()
+    app.task(lambda: gate.wait(30), name="wait")
+    app.task(do_nothing, name="work")
+    yield gate
+    gate.set()
+
+
+def test_nobody_is_told_before_enough_has_ended(single: Slots, told: list[int], gate: threading.Event) -> None:
+    single.enough = 4
+    single.put(*claimed(3), *claimed(1, "wait"), *claimed(1))
+    eventually(lambda: single.waiting == 1 and len(single.ended) == 3)
+
+    assert told == []
+    gate.set()
+    eventually(lambda: len(single.ended) == 5)
+
+    # Enough, and that once; the last one's end is seen by whoever comes.
+    assert told == [4]
+
+
+def test_with_nothing_left_to_begin_somebody_is_told_of_each_end(
+    single: Slots, told: list[int], gate: threading.Event
+) -> None:
+    single.enough = 100
+
+    for number in range(3):
+        single.put(*claimed(1))
+        eventually(lambda number=number: len(told) == number + 1)
+        assert [ended.outcome.state for ended in single.collect()] == ["done"]
+
+    assert told == [1, 1, 1]
+
+
+def test_nobody_is_told_twice_before_coming_to_collect(single: Slots, told: list[int], gate: threading.Event) -> None:
+    for number in range(4):
+        single.put(*claimed(1))
+        eventually(lambda number=number: len(single.ended) == number + 1)
+    assert told == [1]
+
+    assert len(single.collect()) == 4
+
+    single.put(*claimed(1))
+    eventually(lambda: len(told) == 2)
+    assert told == [1, 1]
+
+
+def test_what_ended_is_collected_once_and_in_its_order(single: Slots, gate: threading.Event) -> None:
+    jobs = claimed(5)
+    single.put(*jobs)
+    eventually(lambda: len(single.ended) == 5)
+
+    assert [ended.job for ended in single.collect()] == jobs
+    assert single.collect() == []
+    assert (single.busy, single.waiting, single.free) == (0, 0, 1)
+
+
+def test_how_long_the_next_one_has_waited(single: Slots, gate: threading.Event) -> None:
+    single.put(*claimed(1, "wait"))
+    eventually(lambda: single.waiting == 0)
+    now = time.monotonic()
+    assert single.waited(now + 100) == 0.0
+
+    single.put(*claimed(2))
+
+    assert single.waited(now + 100) <= 100
+    assert single.waited(time.monotonic() + 100) >= 100
+    single.take_back()
+    assert single.waited(time.monotonic() + 100) == 0.0
+
+
+@pytest.mark.row(7)
+def test_what_has_waited_for_longer_than_patience_is_not_begun(
+    app: PgCron, told: list[int], gate: threading.Event
+) -> None:
+    slots = Slots(app, 2, lambda: told.append(0), lambda: False, patience=-1.0)
+    jobs = claimed(3)
+    assert not slots.has_late
+
+    slots.put(*jobs)
+    eventually(lambda: slots.waiting == 0 and len(told) == 1)
+
+    assert slots.has_late
+    assert not slots.ended
+    assert slots.busy == 3
+    eventually(lambda: len(slots._late) == 3)
+    assert sorted(job.id for job in slots.take_back()) == [job.id for job in jobs]
+    assert (slots.busy, slots.has_late, slots.take_back()) == (0, False, [])
+    slots.close()
+
+
+def test_within_their_patience_jobs_begin(app: PgCron, gate: threading.Event) -> None:
+    slots = Slots(app, 2, lambda: None, lambda: False, patience=60.0)
+
+    slots.put(*claimed(10))
+
+    assert states(slots, 10) == ["done"] * 10
+    assert not slots.has_late
+    slots.close()
+
+
+# What no job can do to them
 
 
 @pytest.mark.row(26)

@@ -1,0 +1,125 @@
+"""How many jobs to hold beside those that run: none when tasks are slow, some when quick, never too many."""
+
+import pytest
+
+from pgcron_lite.pace import AHEAD_SECONDS, MEMORY, MOST, SLOW_SECONDS, Pace
+
+QUICK = 0.001
+
+
+def paced(*durations: float, slots: int = 4) -> Pace:
+    """After so many jobs, which ended one by one."""
+    pace = Pace(slots)
+    for seconds in durations:
+        pace.learn([seconds])
+    return pace
+
+
+def test_nothing_is_held_while_nothing_is_known() -> None:
+    assert Pace(4).ahead == 0
+
+
+def test_that_nothing_has_ended_says_nothing() -> None:
+    pace = Pace(4)
+    pace.learn([QUICK] * MEMORY)
+    before = pace.ahead
+
+    pace.learn([])
+
+    assert pace.ahead == before > 0
+
+
+@pytest.mark.parametrize("seconds", [SLOW_SECONDS, 0.1, 1.0, 3600.0])
+def test_nothing_is_held_for_slow_tasks(seconds: float) -> None:
+    assert paced(*[seconds] * 200).ahead == 0
+
+
+@pytest.mark.parametrize("slots", [1, 4, 20])
+@pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02])
+def test_for_quick_tasks_as_much_is_held_as_the_slots_begin_within_the_planned_time(
+    seconds: float, slots: int
+) -> None:
+    pace = Pace(slots)
+
+    pace.learn([seconds] * MEMORY)
+
+    # The last of them begins when all that are before it have gone through the slots.
+    assert pace.ahead > 0
+    assert pace.ahead == pytest.approx(slots * AHEAD_SECONDS / seconds, abs=1.001)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e-6, 1e-5])
+@pytest.mark.parametrize("slots", [1, 50, 10_000])
+def test_never_are_more_held_than_the_most(seconds: float, slots: int) -> None:
+    pace = Pace(slots)
+
+    pace.learn([seconds] * 1000)
+
+    assert 0 < pace.ahead <= MOST
+
+
+def test_with_slots_enough_the_quickest_tasks_reach_the_most() -> None:
+    pace = Pace(4)
+
+    pace.learn([0.0] * MEMORY)
+
+    assert pace.ahead == MOST
+
+
+def test_of_slow_and_quick_tasks_in_turn_nothing_is_held() -> None:
+    # Half of them take 1 ms. What is held would wait behind the others.
+    assert paced(*[QUICK, 0.2] * 100).ahead == 0
+
+
+def test_a_slow_task_among_very_many_quick_ones_takes_little_away() -> None:
+    pace = Pace(4)
+    pace.learn([QUICK] * MEMORY)
+    before = pace.ahead
+
+    pace.learn([QUICK] * (MEMORY - 1) + [0.05])
+
+    assert before / 2 < pace.ahead < before
+
+
+def test_the_last_few_jobs_decide_and_not_all_there_ever_were() -> None:
+    pace = Pace(4)
+    pace.learn([QUICK] * 100_000)
+    assert pace.ahead > 0
+
+    pace.learn([1.0] * MEMORY)
+
+    assert pace.ahead == 0
+    for _ in range(20):
+        pace.learn([QUICK] * MEMORY)
+    assert pace.seconds == pytest.approx(QUICK)
+    assert pace.ahead > 0
+
+
+def test_one_by_one_or_many_at_once_comes_to_much_the_same() -> None:
+    pace = Pace(4)
+    pace.learn([0.01] * MEMORY)
+
+    # Many at once count in full, one by one they wear off.
+    assert pace.seconds == pytest.approx(0.01)
+    assert 0.01 < paced(*[0.01] * MEMORY).seconds < SLOW_SECONDS
+    assert paced(*[0.01] * 1000).seconds == pytest.approx(0.01, rel=0.01)
+
+
+def test_what_had_to_wait_slows_down_at_once() -> None:
+    pace = Pace(4)
+    pace.learn([QUICK] * 1000)
+    assert pace.ahead > 0
+
+    pace.slow_down(0.3)
+
+    assert (pace.seconds, pace.ahead) == (0.3, 0)
+
+
+def test_a_short_wait_does_not_make_slow_tasks_quick() -> None:
+    pace = paced(*[1.0] * 1000)
+    before = pace.seconds
+
+    pace.slow_down(0.0)
+
+    assert pace.seconds == before
+    assert pace.ahead == 0
