@@ -87,6 +87,7 @@ class Worker:
         self._reaper = Reaper(store, lease)
         self._quarantine = Quarantine(self._reaper.interval)
         self._unwritten: list[Ended] = []
+        self._unreturned: list[Job] = []
         self._doubtful: list[uuid.UUID] = []
         # Was the last claim as large as there was room for? Then the end of a job calls for the next.
         self._hungry = True
@@ -336,15 +337,16 @@ class Worker:
         So it is never in the way of a job of a higher priority, of an idle worker, or of an operator's pause.
         """
         waited = self.slots.waited(time.monotonic())
-        if waited > STALE_SECONDS or self.slots.has_late:
+        if waited > STALE_SECONDS or self.slots.has_late or self._unreturned:
             self._pace.slow_down(waited)
             self._return_unbegun()
             self.look_soon()
 
     def _return_unbegun(self) -> None:
-        back = self.slots.take_back()
-        if back:
-            settled = self.store.settle([hand_back(job) for job in back])
+        self._unreturned += self.slots.take_back()
+        if self._unreturned:
+            settled = self.store.settle([hand_back(job) for job in self._unreturned])
+            back, self._unreturned = self._unreturned, []
             for job in back:
                 self.running.pop(job.id, None)
                 if job.id in settled:

@@ -13,6 +13,7 @@ from support import eventually
 
 from pgcron_lite import PgCron, current_job
 from pgcron_lite import worker as worker_module
+from pgcron_lite.errors import DatabaseUnavailable
 from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.pace import MEMORY, MOST, SLOW_SECONDS
 from pgcron_lite.wake import Wake
@@ -270,8 +271,8 @@ def test_a_suspect_waits_until_nothing_is_held_any_more(
     worker._tasks.append("suspect")
     (suspect,) = enqueue(store, task="suspect")
     make_suspect(store, "suspect")
-    # It has just been looked for suspects, so the worker has filled itself before it hears of this one.
-    worker._quarantine.took(False, is_busy=False)
+    # It is too early to ask for suspects, so the worker has filled itself before it hears of this one.
+    worker._quarantine.next_try = float("inf")
     _, held = busy_with(worker, store, gate, 10)
     worker._quarantine.look_again()
 
@@ -616,3 +617,24 @@ def make_suspect(store: Any, task: str) -> None:
     assert store.claim(dead, uuid.uuid4(), ["*"], [task], 1)
     store.reap([(dead, None)])
     assert store.suspects_due(["*"], [task])
+
+
+def test_a_hand_back_that_fails_is_made_again(
+    store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = hire(1)
+    _, held = busy_with(worker, store, gate, 3, max_attempts=1)
+    settle = store.settle
+
+    def gone(outcomes: Sequence[Outcome]) -> Any:
+        monkeypatch.setattr(store, "settle", settle)
+        raise DatabaseUnavailable("the server is gone")
+
+    monkeypatch.setattr(store, "settle", gone)
+    # Paused, so that they are not taken again at once.
+    store.pause("default")
+
+    turn_until(worker, lambda: states(store, held) == {"queued"})
+
+    gate.set()
+    turn_until(worker, worker.is_idle)

@@ -12,7 +12,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from ..errors import DatabaseUnavailable, PgCronError
+from ..errors import DatabaseRefused, DatabaseUnavailable, PgCronError
 from ..job import NewJob
 from .link import in_schema
 from .rows import as_json
@@ -81,7 +81,8 @@ class Enqueueing(Statements):
         query, params = (_INSERT_ONE, _row(ids[0], jobs[0])) if len(jobs) == 1 else (_INSERT, _columns(ids, jobs))
         if not self._may_ring():
             self._rows(query, params)
-            return
+            # The commit may have taken longer than those who were woken look again.
+            return self.ring()
         # Behind the commit, in a transaction of its own: a full notify queue must not undo what was enqueued.
         with self.links.take() as link:
             _, trouble = link.rows_then(query, params, _RING)
@@ -203,7 +204,7 @@ def lines(ids: Sequence[int], jobs: Sequence[NewJob], now: datetime) -> Iterator
         block = []
         for job_id, job in zip(ids[start : start + 1000], jobs[start : start + 1000], strict=True):
             due = job.execute_after
-            at = created if due is None else (due if isinstance(due, datetime) else now + due).isoformat()
+            at = created if due is None else _moment(due, now).isoformat()
             headers = _quoted(as_json(dict(job.headers))) if job.headers else "{}"
             tags = _quoted(_array(job.tags)) if job.tags else "{}"
             block.append(
@@ -211,6 +212,13 @@ def lines(ids: Sequence[int], jobs: Sequence[NewJob], now: datetime) -> Iterator
                 f"{tags}\t{at}\t{job.max_attempts}\t{job.max_crashes}\t{created}\n"
             )
         yield "".join(block)
+
+
+def _moment(due: datetime | timedelta, now: datetime) -> datetime:
+    try:
+        return due if isinstance(due, datetime) else now + due
+    except OverflowError:
+        raise DatabaseRefused(f"no date is {due} from now") from None
 
 
 def _quoted(text: str) -> str:

@@ -306,8 +306,9 @@ REFUSALS = ["program_limit_exceeded", "insufficient_privilege"]
 @pytest.mark.parametrize("when", ["at once", "at the commit"])
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_ring_that_fails_does_no_harm_to_what_was_enqueued(
-    ringing: PostgresStore, pg_url: str, size: int, when: str, refusal: str
+    ringing: PostgresStore, pg_url: str, size: int, when: str, refusal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(enqueue_module, "RING_PAUSE", FOR_EVER)
     with psycopg.connect(pg_url, autocommit=True) as conn:
         break_the_bell(conn, when, refusal)
 
@@ -503,6 +504,39 @@ def test_a_job_that_came_too_soon_to_ring_is_found_by_a_second_look(
     assert hands.worker._look_at <= time.monotonic() + ATTENTIVE_SECONDS
     hands.turn_until(lambda: hands.state(trailing) == "done")
     hands.turn_until(lambda: hands.state(first) == "done")
+
+
+@pytest.mark.row(110)
+def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
+    hands: Hands, ringing: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hands.settle_down()
+    (first,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
+    hands.turn_until(lambda: hands.state(first) == "done")
+    rows = ringing._rows
+
+    def slowly(*args: Any) -> Any:
+        answer = rows(*args)
+        # As a commit that waits for its disk: by now those who were woken have looked again.
+        ringing._ring_again_at = time.monotonic()
+        hands.settle_down()
+        return answer
+
+    monkeypatch.setattr(ringing, "_ring_again_at", time.monotonic() + FOR_EVER)
+    monkeypatch.setattr(ringing, "_rows", slowly)
+
+    (late,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
+
+    # Nothing else tells: the worker looks by itself once in an hour.
+    hands.turn_until(lambda: hands.state(late) == "done")
+
+
+def test_a_date_beyond_all_dates_is_refused_however_many_there_are(store: PostgresStore) -> None:
+    never = NewJob("add", execute_after=timedelta(days=3_000_000))
+
+    for jobs in ([never], enough([never])):
+        with pytest.raises(DatabaseRefused):
+            store.enqueue(jobs)
 
 
 @pytest.mark.row(110)
