@@ -513,13 +513,13 @@ def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
     hands.settle_down()
     (first,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
     hands.turn_until(lambda: hands.state(first) == "done")
+    hands.settle_down()
     rows = ringing._rows
 
     def slowly(*args: Any) -> Any:
         answer = rows(*args)
         # As a commit that waits for its disk: by now those who were woken have looked again.
         ringing._ring_again_at = time.monotonic()
-        hands.settle_down()
         return answer
 
     monkeypatch.setattr(ringing, "_ring_again_at", time.monotonic() + FOR_EVER)
