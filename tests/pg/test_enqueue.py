@@ -519,7 +519,8 @@ def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
     def slowly(*args: Any) -> Any:
         answer = rows(*args)
         # As a commit that waits for its disk: by now those who were woken have looked again.
-        ringing._ring_again_at = time.monotonic()
+        if "insert" in args[0]:
+            ringing._ring_again_at = time.monotonic()
         return answer
 
     monkeypatch.setattr(ringing, "_ring_again_at", time.monotonic() + FOR_EVER)
