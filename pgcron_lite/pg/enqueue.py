@@ -143,7 +143,7 @@ _RING: LiteralString = """
 _INSERT_ONE: LiteralString = """
     insert into pgcron.jobs (id, task, queue, priority, args, headers, tags, execute_after, max_attempts, max_crashes,
                              created_at)
-    select %(id)s, %(task)s, %(queue)s, %(priority)s, %(args)s::json, %(headers)s::jsonb, %(tags)s,
+    select %(id)s, %(task)s, %(queue)s, %(priority)s, %(args)s::json, %(headers)s::jsonb, %(tags)s::text[],
            coalesce(%(at)s::timestamptz, clock.now + make_interval(secs => %(delay)s::float8)),
            %(max_attempts)s, %(max_crashes)s, clock.now
     from (select pgcron.clock() as now) as clock
@@ -243,7 +243,7 @@ def _row(job_id: int, job: NewJob) -> dict[str, Any]:
         "priority": job.priority,
         "args": job.args,
         "headers": as_json(dict(job.headers)) if job.headers else "{}",
-        "tags": list(job.tags),
+        "tags": _array(job.tags) if job.tags else "{}",
         "at": due if isinstance(due, datetime) else None,
         "delay": due.total_seconds() if isinstance(due, timedelta) else 0.0,
         "max_attempts": job.max_attempts,
