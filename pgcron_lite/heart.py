@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from . import green
 from .errors import DatabaseUnavailable, SchemaMismatch
@@ -105,10 +105,19 @@ class Heart:
         return self.interval
 
 
+class Guarded(Protocol):
+    """What sends statements, and can be told from another thread to end them."""
+
+    @property
+    def busy_seconds(self) -> float: ...
+
+    def cut(self) -> None: ...
+
+
 class Guard:
     """Ends statements that hang, from outside the hub: a server or a pooler that is frozen sends no error, ever."""
 
-    def __init__(self, watched: Callable[[], Iterable[tuple[Store, float]]]) -> None:
+    def __init__(self, watched: Callable[[], Iterable[tuple[Guarded, float]]]) -> None:
         self._watched = watched
         self._wake = Wake()
         self._stopping = False
@@ -122,7 +131,7 @@ class Guard:
 
     def _run(self) -> None:
         while not self._stopping:
-            for store, seconds in self._watched():
-                if store.busy_seconds > seconds:
-                    store.cut()
+            for guarded, seconds in self._watched():
+                if guarded.busy_seconds > seconds:
+                    guarded.cut()
             self._wake.wait(GUARD_SECONDS)

@@ -454,6 +454,7 @@ class MemoryBell:
     """The doorbell within one process: a ring ends the worker's sleep."""
 
     is_live = True
+    busy_seconds = 0.0
 
     def __init__(self, bells: list[Callable[[], None]], tell: Callable[[], None]) -> None:
         self._bells = bells
@@ -467,6 +468,9 @@ class MemoryBell:
     def step(self) -> tuple[bool, float]:
         rung, self._rung = self._rung, False
         return rung, 3600.0
+
+    def cut(self) -> None:
+        """There is no statement that could hang."""
 
     def rest(self, seconds: float) -> None:
         """There is no connection that others could need."""

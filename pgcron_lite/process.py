@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import green, supervise
 from .errors import DatabaseUnavailable, LoginRefused, PgCronError
-from .heart import Guard, Heart
+from .heart import Guard, Guarded, Heart
 from .job import WorkerCard
 from .signals import Signals
 from .start import check, introduce, version
@@ -313,10 +313,12 @@ class Process:
             return 0, 0.0, False
         return worker.slots.busy, time.monotonic() - worker.turned_at, worker.stopping
 
-    def _watched(self) -> Iterator[tuple[Store, float]]:
+    def _watched(self) -> Iterator[tuple[Guarded, float]]:
         """Whose statements the guard ends, and after how many seconds."""
         if self._store is not None:
             yield self._store, HANG_SECONDS
+        if self._worker is not None and self._worker.bell is not None:
+            yield self._worker.bell, HANG_SECONDS
         heart = self._heart
         if heart is not None and heart.store is not None:
             # Half an interval leaves time to connect and beat again before the lease is over.

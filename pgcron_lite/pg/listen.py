@@ -63,6 +63,19 @@ class Listener:
         """Can be relied on to hear the bell."""
         return self.condition == "live"
 
+    @property
+    def busy_seconds(self) -> float:
+        """How long the statement under way has taken so far."""
+        link = self._link
+        since = link.busy_since if link is not None else None
+        return 0.0 if since is None else time.monotonic() - since
+
+    def cut(self) -> None:
+        """End a statement that hangs, from another thread."""
+        link = self._link
+        if link is not None:
+            link.cut()
+
     def fileno(self) -> int | None:
         """What to watch while asleep; None when there is nothing."""
         return self._link.fileno() if self._link is not None and self._link.is_open else None

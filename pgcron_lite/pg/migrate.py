@@ -12,6 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from importlib import resources
+from typing import LiteralString
 
 import psycopg
 from psycopg import errors as pg_errors
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 3.0
 PATIENCE_SECONDS = 60.0
+
+STATE: LiteralString = """
+    select coalesce(max(number), 0) as have, coalesce(max(oldest_code), 0) as code from pgcron.migrations
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +186,7 @@ def state_on(conn: psycopg.Connection[object], schema: str) -> SchemaState:
     table = conn.execute("select to_regclass(%s)", [in_schema("pgcron.migrations", schema)]).fetchone()
     if table == (None,):
         return SchemaState(0, newest(), 0)
-    row = conn.execute(
-        in_schema(
-            "select coalesce(max(number), 0) as have, coalesce(max(oldest_code), 0) as code from pgcron.migrations",
-            schema,
-        )
-    ).fetchone()
+    row = conn.execute(in_schema(STATE, schema)).fetchone()
     assert isinstance(row, tuple)
     return SchemaState(row[0], newest(), row[1])
 

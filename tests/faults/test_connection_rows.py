@@ -142,7 +142,7 @@ def test_a_statement_that_is_ended_is_repeated_and_no_job_pays(
     workers.start(env=CALM)
     queue.until(queue.enqueue("nap"), "done")
     with psycopg.connect(queue.url) as blocker:
-        blocker.execute("lock table pgcron.jobs in share row exclusive mode")
+        blocker.execute("lock table pgcron.jobs in access exclusive mode")
         blocked = wait_for_a_blocked_backend(queue)
         if how == "pg_cancel_backend":
             queue.rows("select pg_cancel_backend(%s)", blocked)
