@@ -143,7 +143,7 @@ def test_a_short_statement_timeout_of_the_role_is_not_ours(
 
     with psycopg.connect(queue.url) as blocker:
         # Longer than both of the operator's limits, shorter than ours.
-        blocker.execute("lock table pgcron.jobs in share row exclusive mode")
+        blocker.execute("lock table pgcron.jobs in access exclusive mode")
         held_until = time.monotonic() + 1.0
         eventually(lambda: time.monotonic() > held_until)
         row = blocker.execute("select pgcron.enqueue('fault_tasks.nap')").fetchone()

@@ -2,6 +2,7 @@
 
 import logging
 import select
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -321,3 +322,25 @@ def test_what_it_cannot_send_it_cannot_prove(pg_url: str, caplog: pytest.LogCapt
 
         assert not listener.is_live
     assert caplog.text.count("the server's notify queue is filling up") == 1
+
+
+def test_a_statement_of_its_own_that_hangs_can_be_ended_from_another_thread(listener: Listener) -> None:
+    link = listener._link
+    assert link is not None
+    assert listener.busy_seconds == 0.0
+    ended: list[str] = []
+
+    def hang() -> None:
+        try:
+            link.alone("select pg_sleep(2)")
+        except DatabaseUnavailable as error:
+            ended.append(str(error))
+
+    hanging = threading.Thread(target=hang)
+    hanging.start()
+    eventually(lambda: listener.busy_seconds > 0.1)
+    listener.cut()
+    hanging.join(10)
+
+    assert len(ended) == 1
+    condition_after_steps(listener, "live")
