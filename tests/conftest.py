@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,11 @@ SLOW = {
     "test_ahead_rows", "test_benchmarks", "test_connection_rows", "test_dev", "test_embedded", "test_hostile_tasks",
     "test_poison_rows", "test_pooler_rows", "test_process_rows", "test_shutdown_rows", "test_storm", "test_supervisor",
 }  # fmt: skip
+
+
+# A run in the background of a script ignores Ctrl-C, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

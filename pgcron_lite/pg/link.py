@@ -28,32 +28,14 @@ from psycopg import errors as pg_errors
 from psycopg import sql
 from psycopg.rows import namedtuple_row, tuple_row
 
-from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, LoginRefused, SchemaMismatch
+from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
+from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption_first, unreachable, worded
 
 logger = logging.getLogger(__name__)
 
 Params = Mapping[str, Any] | None
 Row = Any
-
-# Errors after which the same statement may be right a moment later.
-TRY_AGAIN: tuple[type[psycopg.Error], ...] = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    pg_errors.ReadOnlySqlTransaction,
-    pg_errors.FeatureNotSupported,
-    pg_errors.InFailedSqlTransaction,
-    pg_errors.IdleInTransactionSessionTimeout,
-)
-
-# Errors after which this very connection is no longer worth having: a standby, a plan that no longer fits
-# ("cached plan must not change result type" would be repeated for ever), a prepared statement a pooler lost.
-LEAVE: tuple[type[psycopg.Error], ...] = (
-    pg_errors.ReadOnlySqlTransaction,
-    pg_errors.FeatureNotSupported,
-    pg_errors.InvalidSqlStatementName,
-    pg_errors.DuplicatePreparedStatement,
-)
 
 # Long enough that a connection in use is not asked every time whether it still lives.
 IDLE_SECONDS = 0.05
@@ -75,13 +57,6 @@ _LEVEL: LiteralString = "select pg_catalog.set_config('default_transaction_isola
 DONE = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
 
 _UNANSWERED = "a statement was sent and not answered"
-
-WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
-    pg_errors.UndefinedTable,
-    pg_errors.UndefinedColumn,
-    pg_errors.UndefinedFunction,
-    pg_errors.InvalidSchemaName,
-)
 
 
 @lru_cache(maxsize=512)
@@ -215,21 +190,21 @@ class Link:
             self.busy_since = time.monotonic()
             try:
                 self._replace_if_idled_out()
-                with _interruption_first():
+                with interruption_first():
                     yield self.connection()
             except LEAVE as error:
                 self._trusts_plans = False
                 self.close()
-                raise DatabaseUnavailable(_worded(error)) from error
+                raise DatabaseUnavailable(worded(error)) from error
             except WRONG_SCHEMA as error:
                 self._recover()
-                raise SchemaMismatch(f"{_worded(error)}. Run: pgcron migrate") from error
+                raise SchemaMismatch(f"{worded(error)}. Run: pgcron migrate") from error
             except TRY_AGAIN as error:
                 self._recover()
-                raise DatabaseUnavailable(_worded(error)) from error
+                raise DatabaseUnavailable(worded(error)) from error
             except psycopg.Error as error:
                 self._recover()
-                raise DatabaseRefused(_worded(error)) from error
+                raise DatabaseRefused(worded(error)) from error
             except BaseException:
                 # A greenlet killed in the middle of a statement leaves it running on the server.
                 self.close()
@@ -306,7 +281,7 @@ class Link:
         try:
             conn = psycopg.connect(self.address.conninfo, autocommit=True, row_factory=namedtuple_row)
         except psycopg.Error as error:
-            raise _unreachable(self.address, error) from error
+            raise unreachable(self.address, error) from error
         # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
         self._conn = conn
         conn.prepare_threshold, self._is_direct = None, False
@@ -315,7 +290,7 @@ class Link:
             standby, backend = self._introduce(conn)
         except psycopg.Error as error:
             self.close()
-            raise _unreachable(self.address, error) from error
+            raise unreachable(self.address, error) from error
         if standby:
             self.close()
             raise DatabaseUnavailable(f"{self.address} is a read-only standby; waiting for the primary")
@@ -340,7 +315,7 @@ class Link:
             conn.execute(_LEVEL)
         except psycopg.Error as error:
             self.close()
-            raise _unreachable(self.address, error) from error
+            raise unreachable(self.address, error) from error
 
     def _recover(self) -> None:
         """After an error: keep the connection only if it is clean."""
@@ -392,24 +367,6 @@ def check_patching() -> None:
         )
 
 
-@contextmanager
-def _interruption_first() -> Iterator[None]:
-    """Let what was thrown in from outside, a deadline's or a killed greenlet's, come out as it is.
-
-    psycopg then tidies its pipeline up, cannot in the middle of a statement, and raises that in its place.
-    """
-    handled = sys.exc_info()[1]
-    try:
-        yield
-    except psycopg.Error as error:
-        earlier = error.__context__
-        while isinstance(earlier, Exception) and earlier is not handled:
-            earlier = earlier.__context__
-        if earlier is None or earlier is handled:
-            raise
-        raise earlier from None
-
-
 def _fetched(cursor: psycopg.Cursor[Row]) -> list[Row]:
     return cursor.fetchall() if cursor.description else []
 
@@ -419,20 +376,3 @@ def _has_said_more(conn: psycopg.Connection[Row]) -> bool:
     poller = select.poll()
     poller.register(conn.fileno(), select.POLLIN)
     return bool(poller.poll(0))
-
-
-def _unreachable(address: Address, error: psycopg.Error) -> DatabaseUnavailable:
-    """What a failed connection attempt means. psycopg knows no error codes here, only the server's words."""
-    words = _worded(error)
-    if re.search("too many (clients|connections)|remaining connection slots|no more connections", words):
-        return DatabaseUnavailable(
-            f"cannot connect to {address}: {words}. A worker process uses up to 4 connections and can do with 2, a web"
-            " process up to PGCRON_CONNECTIONS"
-        )
-    if re.search("authentication failed|no pg_hba.conf entry|not permitted to log in|role .* does not exist", words):
-        return LoginRefused(f"cannot connect to {address}: {words}")
-    return DatabaseUnavailable(f"cannot connect to {address}: {words}")
-
-
-def _worded(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
