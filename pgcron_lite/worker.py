@@ -14,9 +14,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from .errors import DatabaseRefused, DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch, near_miss
-from .execute import Ended, describe
-from .job import Job, Outcome, WorkerCard, hand_back
+from .chores import Chores
+from .errors import DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch
+from .job import Job, WorkerCard, hand_back
+from .ledger import Ledger
 from .pace import Pace
 from .quarantine import Quarantine
 from .reaper import Reaper
@@ -38,7 +39,6 @@ WRITE_BEHIND_SECONDS = 0.02
 SERIES = 100
 # What is held is planned to begin within 50 ms.
 STALE_SECONDS = 0.25
-PRUNE_SECONDS = CHECK_SECONDS = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 DEAF_POLL_SECONDS = 2.0
 
@@ -91,7 +91,8 @@ class Worker:
         self._pace = Pace(card.slots)
         self._reaper = Reaper(store, lease)
         self._quarantine = Quarantine(self._reaper.interval)
-        self._unwritten: list[Ended] = []
+        self._ledger = Ledger(store)
+        self._chores = Chores(app, store, card.queues)
         self._unreturned: list[Job] = []
         self._doubtful: list[uuid.UUID] = []
         # Was the last claim as large as there was room for? Then the end of a job calls for the next.
@@ -100,9 +101,6 @@ class Worker:
         self._look_at = 0.0
         self._poll_at = 0.0
         self._reap_at = 0.0
-        self._check_at = time.monotonic() + CHECK_SECONDS
-        self._prune_at = time.monotonic() + random.uniform(0, PRUNE_SECONDS)
-        self._complain_at = 0.0
         self._pause = FIRST_PAUSE
 
     @property
@@ -148,7 +146,7 @@ class Worker:
 
     def is_idle(self) -> bool:
         """Nothing runs and nothing is left to be written."""
-        return not self.running and not self.slots.busy and not self._unwritten and not self.slots.ended
+        return not self.running and not self.slots.busy and self._ledger.is_empty and not self.slots.ended
 
     def drained(self) -> bool:
         """Is there nothing left that is due? Asks the database."""
@@ -191,7 +189,7 @@ class Worker:
             self._claim_now()
         self._settle()
         self._return_stale()
-        self._check_schema()
+        self._chores.check_schema()
         now = time.monotonic()
         if rung:
             # Look now and once more when the producers may have rung again.
@@ -201,8 +199,8 @@ class Worker:
             self._claim_now()
         if now >= min(self._poll_at, self._reap_at):
             self._look_around()
-        self._maintain(now)
-        soonest = min(self._look_at, self._poll_at, self._reap_at, self._prune_at)
+        self._chores.prune()
+        soonest = min(self._look_at, self._poll_at, self._reap_at, self._chores.prune_at)
         wait = min(bell_wait, soonest - time.monotonic())
         if self.slots.waiting:
             # What ended beside it is written soon, though the slots say nothing before they have done their share.
@@ -285,9 +283,7 @@ class Worker:
         due = self.store.next_due(*self._mine)
         now = time.monotonic()
         self._look_at = min(self._look_at, math.inf if due is None else now + due)
-        if now >= self._complain_at:
-            self._complain_at = now + PRUNE_SECONDS
-            self._complain()
+        self._chores.complain()
 
     def _adopt(self) -> None:
         """Take in what an earlier claim got whose reply was lost."""
@@ -301,40 +297,20 @@ class Worker:
         """Write down what ended, then say so."""
         ended = self.slots.collect()
         self._pace.learn([each.seconds for each in ended])
-        self._unwritten += ended
-        if not self._unwritten:
+        written = self._ledger.write(ended)
+        if not written:
             return
-        ended = self._unwritten
-        try:
-            settled = self.store.settle([e.outcome for e in ended])
-        except DatabaseRefused as error:
-            settled = self._settle_one_by_one(error)
-            ended = self._unwritten
-        self._unwritten = []
-        for each in ended:
+        for each, was_ours in written:
             if self._runs(each.job):
                 del self.running[each.job.id]
             if each.outcome.delay is not None:
                 # To run again: it may be due before we would have looked.
                 self._look_at = min(self._look_at, time.monotonic() + each.outcome.delay)
-            self.report.ended(each, was_ours=each.job.id in settled)
+            self.report.ended(each, was_ours=was_ours)
         if not self.running:
             self._quarantine.ended()
         if self._hungry:
             self.look_soon()
-
-    def _settle_one_by_one(self, refusal: DatabaseRefused) -> set[int]:
-        """The batch was refused: find the outcome that cannot be stored, and store that it could not."""
-        logger.error("the database refused some outcomes, writing them one by one: %s", refusal)
-        settled: set[int] = set()
-        for index, each in enumerate(self._unwritten):
-            try:
-                settled |= self.store.settle([each.outcome])
-            except DatabaseRefused as error:
-                failed = Outcome(each.job.id, each.outcome.claim, "failed", error=describe(each.job, error))
-                self._unwritten[index] = Ended(each.job, failed, each.seconds, error)
-                settled |= self.store.settle([failed])
-        return settled
 
     def _return_stale(self) -> None:
         """Hand back what is held when nothing of it has begun for a while.
@@ -358,14 +334,6 @@ class Worker:
                     self.report.released(job)
             self.store.ring()
 
-    # Maintenance, by any worker
-
-    def _check_schema(self) -> None:
-        """Claim nothing from a schema that was changed under us and no longer works with this version."""
-        if time.monotonic() >= self._check_at:
-            self.store.check_schema()
-            self._check_at = time.monotonic() + CHECK_SECONDS * random.uniform(0.8, 1.2)
-
     def _look_around(self) -> None:
         """Find what no bell has told of, and who is dead. All that an idle worker asks the database, in one go."""
         look = self.store.look(*self._mine)
@@ -382,22 +350,6 @@ class Worker:
             self.look_soon()
             self.store.ring()
 
-    def _maintain(self, now: float) -> None:
-        if now >= self._prune_at:
-            settings = self.app.settings
-            gone = self.store.prune(settings.keep_done, settings.keep_failed)
-            # A full batch means there is more.
-            self._prune_at = now + (1.0 if gone >= 1000 else PRUNE_SECONDS * random.uniform(0.8, 1.2))
-
-    def _complain(self) -> None:
-        """Say which jobs are due that no task of ours fits. They are left for a worker that knows them."""
-        for name, count in self.store.waiting_tasks(self.card.queues).items():
-            if name not in self.app.tasks:
-                logger.warning(
-                    "%d due job%s of %r: this worker does not know that task%s It is left for one that does.",
-                    count, "" if count == 1 else "s", name, near_miss(name, self._tasks) or ".",
-                )
-
     # Trouble
 
     def _endure(self, trouble: str) -> float:
@@ -407,7 +359,7 @@ class Worker:
         wait = self._pause
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         # The next turn begins with a question to the database; one that had none to ask would take it for well.
-        self._check_at = 0.0
+        self._chores.check_at = 0.0
         return wait
 
     def _recovered(self) -> None:

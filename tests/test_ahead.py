@@ -71,7 +71,7 @@ def hire(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
         store.register(card)
         worker = Worker(app, store, card, **options)
         # Only what the test does makes the worker look.
-        worker._reap_at = worker._prune_at = worker._check_at = float("inf")
+        worker._reap_at = worker._chores.prune_at = worker._chores.check_at = float("inf")
         if quick:
             worker._pace.learn([0.0001] * MEMORY)
         hired.append(worker)

@@ -21,8 +21,8 @@ LAYERS = {
     },
     "app": {"task", "handle", "app", "current", "discover"},
     "machines": {
-        "execute", "worker", "slots", "pace", "report", "reaper", "quarantine", "signals", "heart", "supervise",
-        "start", "process", "green",
+        "execute", "worker", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals", "heart",
+        "supervise", "start", "process", "green",
     },
     "memory": {"memory"},
     "pg": {"pg"},

@@ -147,7 +147,7 @@ def test_a_job_to_be_tried_again_is_looked_for_when_it_is_due(app: PgCron, store
     app.configure(poll="1h")
     worker = hire(app, store)
     # Far away, so that nothing but the retry itself makes the worker look.
-    worker._reap_at = worker._prune_at = float("inf")
+    worker._reap_at = worker._chores.prune_at = float("inf")
     store.enqueue([NewJob("fail", max_attempts=2)])
     worker.step()
     eventually(lambda: worker.slots.ended)

@@ -437,7 +437,7 @@ class Hands:
         self.store.register(card)
         self.bell = self.store.open_bell(lambda: None)
         self.worker = Worker(self.app, self.store, card, bell=self.bell)
-        self.worker._prune_at = self.worker._check_at = float("inf")
+        self.worker._chores.prune_at = self.worker._chores.check_at = float("inf")
 
     def _wait(self) -> None:
         self.entered.append(1)

@@ -338,7 +338,7 @@ def hire(pg_url: str, make_store: Callable[..., PostgresStore]) -> Iterator[Call
         store.register(card)
         worker = Worker(app, store, card, **options)
         hired.append(worker)
-        worker._prune_at = worker._check_at = FOR_EVER * 1e6
+        worker._chores.prune_at = worker._chores.check_at = FOR_EVER * 1e6
         worker.step()
         return worker
 
