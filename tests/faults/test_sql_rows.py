@@ -20,8 +20,7 @@ from psycopg import sql
 from support import eventually
 from workers import QUICK, SLOW, Audit, Queue, Workers
 
-from pgcron_lite import PgCron
-from pgcron_lite import worker as worker_module
+from pgcron_lite import PgCron, chores
 from pgcron_lite.embedded import EmbeddedPostgres
 from pgcron_lite.errors import ConfigError, DatabaseUnavailable, SchemaMismatch
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
@@ -435,7 +434,7 @@ def test_a_schema_that_no_longer_fits_stops_the_claiming_until_it_fits_again(
     app: PgCron, store: PostgresStore, pg_url: str, change: str, says: str,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(worker_module, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(chores, "EVERY_SECONDS", 0.0)
     worker = worker_of(app, store)
     worker.step()
     with psycopg.connect(pg_url) as conn:
