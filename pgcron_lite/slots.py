@@ -34,7 +34,7 @@ class Slots:
     """`count` places to run jobs in, and a few jobs that wait for one. What ended waits in `ended`.
 
     `tell` is called when somebody should look there: nothing waits any more, or there is `enough`. Nothing begins that
-    has waited for longer than `patience` seconds: this process must have been frozen, and the job may be others' now.
+    has been ours for longer than `patience` seconds: this process must have been frozen, and it may be others' now.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class Slots:
         self._tell = tell
         self._is_stopping = is_stopping
         self._patience = patience
-        self._waiting: collections.deque[tuple[Job, float]] = collections.deque()
+        # Each with the moments since when it has been ours, and since when it waits.
+        self._waiting: collections.deque[tuple[Job, float, float]] = collections.deque()
         self._late: collections.deque[Job] = collections.deque()
         # Ends the rest of one slot. Kept until a slot comes for it, so that none can be missed.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -78,7 +79,7 @@ class Slots:
     def waited(self, now: float) -> float:
         """For how long the one that is next has waited."""
         try:
-            return now - self._waiting[0][1]
+            return now - self._waiting[0][2]
         except IndexError:
             return 0.0
 
@@ -88,10 +89,11 @@ class Slots:
         return bool(self._late)
 
     def put(self, *jobs: Job, since: float | None = None) -> None:
-        """Give jobs to the next free slots. They have been ours, and have waited, `since` then, or now."""
-        since = time.monotonic() if since is None else since
+        """Give jobs to the next free slots. They have been ours `since` then, or now."""
+        now = time.monotonic()
+        since = now if since is None else since
         self._given += len(jobs)
-        self._waiting.extend([(job, since) for job in jobs])
+        self._waiting.extend([(job, since, now) for job in jobs])
         while len(self._threads) < min(self.count, self.busy) and self._grow():
             pass
         for _ in range(min(len(jobs), len(self._threads)) - self._bell.qsize()):
@@ -142,7 +144,7 @@ class Slots:
         process = os.getpid()
         while True:
             try:
-                job, since = self._waiting.popleft()
+                job, since, _ = self._waiting.popleft()
             except IndexError:
                 if self._closing:
                     return

@@ -191,6 +191,9 @@ def test_how_long_the_next_one_has_waited(single: Slots, gate: threading.Event) 
     assert single.waited(time.monotonic() + 100) >= 100
     single.take_back()
     assert single.waited(time.monotonic() + 100) == 0.0
+    # A claim over a slow line takes long, which is no wait for a slot.
+    single.put(*claimed(1), since=now - 1000)
+    assert single.waited(time.monotonic()) < 500
 
 
 @pytest.mark.row(7)
