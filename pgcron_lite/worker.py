@@ -329,7 +329,8 @@ class Worker:
             settled = self.store.settle([hand_back(job) for job in self._unreturned])
             back, self._unreturned = self._unreturned, []
             for job in back:
-                self.running.pop(job.id, None)
+                if self._runs(job):
+                    del self.running[job.id]
                 if job.id in settled:
                     self.report.released(job)
             self.store.ring()
