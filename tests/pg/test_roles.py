@@ -14,6 +14,7 @@ from pgcron_lite.errors import DatabaseRefused
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
 from pgcron_lite.pg.address import address
 from pgcron_lite.pg.callers import complete_on, enqueue_on
+from pgcron_lite.pg.enqueue import COPIES_FROM
 from pgcron_lite.pg.store import PostgresStore
 
 ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -189,6 +190,12 @@ def test_a_producer_enqueues_through_every_door(cast: Cast) -> None:
     assert second is not None
     assert third is not None
     assert {j.id for j in cast.boss.find()} == {first, second[0], third[0], *ids}
+
+
+def test_a_producer_may_enqueue_so_many_that_they_are_copied(cast: Cast) -> None:
+    ids = cast.stores["producer"].enqueue([NewJob("add")] * COPIES_FROM)
+
+    assert {j.id for j in cast.boss.find(limit=2 * COPIES_FROM)} == set(ids)
 
 
 @pytest.mark.parametrize(
