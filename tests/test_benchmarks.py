@@ -289,3 +289,16 @@ def test_the_command_writes_results_that_can_be_read_again(tmp_path: Path) -> No
     assert (tmp_path / "results.txt").read_text().count("pgcron") >= 1
 
 
+def test_the_manual_names_workloads_and_contestants_that_there_are() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python -m benchmarks (.+)$", page, re.MULTILINE)
+
+    assert len(commands) >= 4
+    for command in commands:
+        words = command.split()
+        for name in words[words.index("--with") + 1].split(",") if "--with" in words else ():
+            assert name in contestants(), command
+        options = [word for word in words if word.startswith("--")]
+        values = {words[words.index(option) + 1] for option in ("--with", "--rounds", "--seconds") if option in words}
+        assert set(words) - set(options) - values <= set(ALL), command
+        assert set(options) <= {option for parameter in main.params for option in parameter.opts}, command
