@@ -6,35 +6,19 @@ it beside the real one.
 
 from __future__ import annotations
 
-import itertools
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
-from .errors import OptionError
-from .job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, WorkerCard, WorkerView
-
-# Between these a job may be due.
-EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-
-
-@dataclass(slots=True)
-class _Pulse:
-    """A worker's row."""
-
-    card: WorkerCard
-    started_at: datetime
-    beat_at: datetime
-    beat: int = 0
-    running: int = 0
-    idle_loop: float = 0.0
-    stopping: bool = False
+from ..job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, WorkerCard, WorkerView
+from .bell import MemoryBell
+from .tables import LATEST, Pulse
+from .timetable import Timetable
 
 
-class MemoryStore:
+class MemoryStore(Timetable):
     """The queue in this process's memory."""
 
     schema = "memory"
@@ -44,27 +28,16 @@ class MemoryStore:
     busy_seconds = 0.0
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
-        self._clock = clock or (lambda: datetime.now(UTC))
-        self._lock = threading.RLock()
-        self._ids = itertools.count(1)
-        self._jobs: dict[int, Job] = {}
-        self._history: dict[int, Job] = {}
-        self._workers: dict[uuid.UUID, _Pulse] = {}
+        super().__init__(clock)
         self._paused: dict[str, datetime] = {}
         self._facts: dict[str, str] = {}
         self._bells: list[Callable[[], None]] = []
-
-    def now(self) -> datetime:
-        return self._clock()
 
     # Enqueueing
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[int]:
         with self._lock:
-            now = self.now()
-            fresh = [_fresh(next(self._ids), new, now) for new in jobs]
-            self._jobs.update((job.id, job) for job in fresh)
-            ids = [job.id for job in fresh]
+            ids = self._add(jobs)
         self.ring()
         return ids
 
@@ -117,7 +90,9 @@ class MemoryStore:
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
         with self._lock:
-            return {o.id for o in outcomes if self._settle(o)}
+            # A claim ends once: of two outcomes for it the first counts.
+            once = {(o.id, o.claim): o for o in reversed(outcomes)}
+            return {o.id for o in once.values() if self._settle(o)}
 
     def complete(self, job_id: int, claim: uuid.UUID, result: str | None) -> bool:
         """End a running job from within its task."""
@@ -143,7 +118,7 @@ class MemoryStore:
             now = self.now()
             for job in [j for j in self._running() if j.worker == instead_of]:
                 self._jobs[job.id] = replace(job, worker=card.id)
-            self._workers.setdefault(card.id, _Pulse(card, now, now))
+            self._workers.setdefault(card.id, Pulse(card, now, now))
 
     def beat(self, worker: uuid.UUID, running: int = 0, idle_loop: float = 0.0, stopping: bool = False) -> bool:
         with self._lock:
@@ -163,7 +138,9 @@ class MemoryStore:
             first = min((j.execute_after for j in self._open(queues, tasks)), default=None)
             orphaned = {j.worker: -1 for j in self._running() if j.worker not in self._workers and j.worker}
             pulses = {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
-            return Look(None if first is None else (first - self.now()).total_seconds(), pulses)
+            now = self.now()
+            due_in = None if first is None else (first - now).total_seconds()
+            return Look(due_in, pulses, self._schedules_due(now), self._is_to_be_watched(now))
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
         with self._lock:
@@ -401,38 +378,6 @@ class MemoryStore:
         )
 
 
-def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:
-    due = new.execute_after
-    try:
-        due = due if isinstance(due, datetime) else now + (due or timedelta(0))
-    except OverflowError:
-        due = datetime.max.replace(tzinfo=UTC)
-    _check(new, due)
-    return Job(
-        id=job_id, task=new.task, queue=new.queue, priority=new.priority, state="queued", args=new.args,
-        headers=dict(new.headers), tags=tuple(new.tags), execute_after=due,
-        attempt=0, max_attempts=new.max_attempts, crashes=0, max_crashes=new.max_crashes, alone=False,
-        claim=None, worker=None, created_at=now, claimed_at=None,
-    )
-
-
-def _check(new: NewJob, due: datetime) -> None:
-    """Refuse what the constraints of the real table refuse."""
-    smallest, largest = -(2**15), 2**15 - 1
-    holds = {
-        "task": 0 < len(new.task) <= 200,
-        "queue": 0 < len(new.queue) <= 100,
-        "priority": smallest <= new.priority <= largest,
-        "max_attempts": 1 <= new.max_attempts <= largest,
-        "max_crashes": 1 <= new.max_crashes <= largest,
-        "args": new.args.lstrip()[:1] in ("{", "["),
-        "execute_after": EARLIEST <= due <= LATEST,
-    }
-    wrong = [name for name, is_fine in holds.items() if not is_fine]
-    if wrong:
-        raise OptionError(f"a job with {wrong[0]}={getattr(new, wrong[0])!r} cannot be stored")
-
-
 def _serves(queues: Sequence[str], queue: str) -> bool:
     return queue in queues or "*" in queues
 
@@ -449,35 +394,3 @@ def _ended_at(job: Job) -> datetime:
 def _with_error(errors: tuple[Any, ...], error: dict[str, Any]) -> tuple[Any, ...]:
     return (*errors[-(MAX_ERRORS - 1):], error)
 
-
-class MemoryBell:
-    """The doorbell within one process: a ring ends the worker's sleep."""
-
-    is_live = True
-    busy_seconds = 0.0
-
-    def __init__(self, bells: list[Callable[[], None]], tell: Callable[[], None]) -> None:
-        self._bells = bells
-        self._tell = tell
-        self._rung = True
-        bells.append(self._ring)
-
-    def fileno(self) -> int | None:
-        return None
-
-    def step(self) -> tuple[bool, float]:
-        rung, self._rung = self._rung, False
-        return rung, 3600.0
-
-    def cut(self) -> None:
-        """There is no statement that could hang."""
-
-    def rest(self, seconds: float) -> None:
-        """There is no connection that others could need."""
-
-    def close(self) -> None:
-        self._bells.remove(self._ring)
-
-    def _ring(self) -> None:
-        self._rung = True
-        self._tell()
