@@ -13,21 +13,24 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, Unpack, cast, overload
 
 from . import config
 from .errors import OptionError, SetupFinished, UnknownTask, near_miss
 from .events import Events
 from .handle import Handle
 from .job import Job, NewJob
+from .plan import Schedule
 from .retry import Backoff, Duration, RetryOn
+from .schedule import Cron, Every
+from .schedules import DeclaredOptions, Schedules, When, declare
 from .task import Task, check_function, header_texts, task_options, written_name
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
     from .pg.store import PostgresStore
 
-    Store = MemoryStore | PostgresStore
+    Store: TypeAlias = MemoryStore | PostgresStore
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 Around = Callable[[Job], Iterator[None]]
+
+# The task that `PgCron.enable_shell` registers.
+SHELL = "pgcron.shell"
 
 
 class PgCron:
@@ -52,6 +58,9 @@ class PgCron:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.events = Events()
         self.arounds: list[Around] = []
+        # What the code says; `schedules` looks at the database, where it comes into force with the next worker.
+        self.declared: dict[str, Schedule] = {}
+        self.schedules = Schedules(self)
         self._given: dict[str, Any] = {"database_url": url, **settings}
         config.Settings().with_values(self._given, f"PgCron({name!r})")
         self._configured: tuple[str, dict[str, Any]] | None = None
@@ -106,6 +115,39 @@ class PgCron:
             return task
 
         return register if function is None else register(function)
+
+    def cron(
+        self, expression: str, /, *, tz: str = "UTC", **options: Unpack[DeclaredOptions]
+    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
+        """Run the decorated function or task by a cron expression: `@app.cron("30 2 * * *", tz="Europe/Berlin")`."""
+        return self.schedule(Cron(expression, tz), tz=tz, **options)
+
+    def every(
+        self, interval: Duration, /, **options: Unpack[DeclaredOptions]
+    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
+        """Run the decorated function or task at even distances: `@app.every("10s")`."""
+        return self.schedule(Every(interval).interval, **options)
+
+    def schedule(
+        self, when: When, /, *, tz: str = "UTC", **options: Unpack[DeclaredOptions]
+    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
+        """Like `cron` and `every`: "*/5 * * * *" and "every 10s" are both understood."""
+
+        def register(target: Callable[P, R] | Task[P, R]) -> Task[P, R]:
+            self._check_open("declare a schedule")
+            return declare(self, target, when, tz, options)
+
+        return register
+
+    def enable_shell(self, **options: Any) -> Task[..., dict[str, Any]]:
+        """Register the task `pgcron.shell`, which runs a command of the shell. Options as for `@app.task`.
+
+        Nothing else registers it: from here on whoever may write to the queue can run any command as the user that the
+        worker runs as. A command that fails is not tried again, unless `max_attempts` says so.
+        """
+        from . import shell
+
+        return self.task(name=SHELL, **{"max_attempts": 1, **options})(shell.run)
 
     def on(self, event: str) -> Callable[[F], F]:
         """Call the decorated function whenever `event` has happened; see `events.EVENTS` for what it may ask for."""
@@ -236,6 +278,11 @@ class PgCron:
     def handle(self, job_id: int) -> Handle[Any]:
         """A handle for a job whose id you kept."""
         return Handle(self, job_id)
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """The declared schedules as the database keeps them."""
+        return {name: schedule.dumps() for name, schedule in self.declared.items()}
 
     def find_task(self, name: str) -> Task[..., Any]:
         """The task of that name."""

@@ -9,8 +9,10 @@ import contextvars
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from . import plan
 from .errors import PgCronError
 from .job import Job
 
@@ -61,6 +63,26 @@ class CurrentJob:
         return self.job.headers
 
     @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that this job runs for, if it does."""
+        return self.headers.get(plan.SCHEDULE)
+
+    @property
+    def tick(self) -> datetime | None:
+        """The moment this run was due, in UTC; None for a job of no schedule."""
+        return _moment(self.headers.get(plan.TICK))
+
+    @property
+    def previous_tick(self) -> datetime | None:
+        """The tick of the last run before this one that was done. What came after it is this run's to do."""
+        return _moment(self.headers.get(plan.PREVIOUS))
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Is this run so late that it makes up for a missed one, or a backfill?"""
+        return plan.CAUGHT_UP in self.headers
+
+    @property
     def stopping(self) -> bool:
         """Has the worker been told to stop? A long task may finish a part and raise `Snooze` or `Retry`."""
         return _running().is_stopping()
@@ -79,6 +101,10 @@ class CurrentJob:
                 f"{here.job} is no longer this worker's: it was taken for dead and its jobs were given to others."
                 " Roll back; the effect belongs to whoever runs the job now."
             )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _running() -> Running:

@@ -8,6 +8,7 @@
     ├── ConfigError           a setting or a URL that cannot be right (also a ValueError)
     ├── SetupFinished         registering on an app that already runs
     ├── UnknownTask           a name no registered task answers to
+    ├── UnknownSchedule       a name the database has no schedule of
     ├── UnknownJob            an id the database does not know (any more)
     ├── AppNotFound           the command line could not find your app
     ├── LatePatch             gevent patched after the database driver was loaded
@@ -52,6 +53,10 @@ class SetupFinished(PgCronError, RuntimeError):
 
 class UnknownTask(PgCronError, LookupError):
     """No task of that name is registered on the app."""
+
+
+class UnknownSchedule(PgCronError, LookupError):
+    """There is no schedule of that name."""
 
 
 class UnknownJob(PgCronError, LookupError):

@@ -104,11 +104,13 @@ class Look:
     """What a worker sees of the table from afar: seconds until a job of its is due, and the beat of every worker.
 
     Seconds are negative for a job that could be claimed now, and None if there is none at all. A beat of -1 is that
-    of a worker that holds jobs and is not in the table.
+    of a worker that holds jobs and is not in the table. `plan_in` are seconds until a scheduler has something to do.
     """
 
     due_in: float | None
     pulses: Mapping[uuid.UUID, int]
+    plan_in: float | None = None
+    ticks_want_watching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class WorkerCard:
     slots: int
     mode: str
     version: str
+    # Which set of schedules its code declares.
+    generation: str | None = None
 
 
 def hand_back(job: Job, delay: float | None = None) -> Outcome:

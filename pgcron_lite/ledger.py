@@ -27,6 +27,10 @@ class Ledger:
     def is_empty(self) -> bool:
         return not self._unwritten
 
+    def add(self, ended: Sequence[Ended]) -> None:
+        """To be written next time."""
+        self._unwritten += ended
+
     def write(self, ended: Sequence[Ended]) -> list[tuple[Ended, bool]]:
         """Write `ended` and what is left from before; each comes back with whether the job was still ours.
 

@@ -67,6 +67,11 @@ def spoken(span: timedelta) -> str:
     return " ".join(parts) or "0s"
 
 
+def in_utc(moment: datetime) -> str:
+    """`moment` for people, to the second: "2026-03-29 01:00:00 UTC"."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _parsed(text: str, name: str) -> timedelta:
     seen: set[str] = set()
     total, position = timedelta(0), 0

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import green, supervise
+from . import green, plan, supervise
 from .errors import DatabaseUnavailable, LoginRefused, PgCronError
 from .heart import Guard, Guarded, Heart
 from .job import WorkerCard
@@ -41,6 +41,8 @@ HANG_SECONDS = 20.0
 MOST_REFUSALS = 8
 # How long the listener leaves its connection to a heart that finds none.
 REST_SECONDS = 30.0
+# What a run reports to the outside is waited for so long at the end.
+REPORT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class WorkerOptions:
     fail_fast: bool = False
     id: uuid.UUID = field(default_factory=uuid.uuid4)
     parent: int | None = None
+    takes_jobs: bool = True
+    plans_ticks: bool = True
 
 
 def run_worker(
@@ -68,6 +72,8 @@ def run_worker(
     max_seconds: float | None = None,
     grace: Any = None,
     fail_fast: bool = False,
+    scheduler: bool = True,
+    jobs: bool = True,
 ) -> int:
     """Run a worker, or several processes of them, until told to stop. Returns the exit code."""
     if gevent:
@@ -84,6 +90,8 @@ def run_worker(
         fail_fast=fail_fast,
         parent=supervise.take_parent(),
         id=supervise.take_id() or uuid.uuid4(),
+        takes_jobs=jobs,
+        plans_ticks=scheduler,
     )
     return Process(app, options).run()
 
@@ -127,10 +135,12 @@ class Process:
             id=self.options.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=self.options.queues,
-            slots=self.options.slots,
+            # Who only keeps schedules serves no queue, for whoever asks which of them are served.
+            queues=self.options.queues if self.options.takes_jobs else (),
+            slots=self.options.slots if self.options.takes_jobs else 1,
             mode="gevent" if green.is_patched() else "threads",
             version=version(),
+            generation=plan.generation(self.app.name, self.app.definitions),
         )
 
     def _ready(self, store: Store, card: WorkerCard) -> bool:
@@ -139,8 +149,9 @@ class Process:
         while not self._signals:
             try:
                 check(self.app, store)
+                store.declare(self.app.name, card.generation or "", self.app.definitions)
                 store.register(card)
-                introduce(self.app, store, card)
+                introduce(self.app, store, card, plans_ticks=self.options.plans_ticks)
             except DatabaseUnavailable as error:
                 if self.options.fail_fast:
                     raise
@@ -165,7 +176,10 @@ class Process:
     def _work(self, store: Store, card: WorkerCard) -> int:
         self.app.freeze("its worker is running")
         bell = store.open_bell(self._wake.ring)
-        worker = self._worker = Worker(self.app, store, card, bell=bell, tell=self._wake.ring)
+        worker = self._worker = Worker(
+            self.app, store, card, bell=bell, tell=self._wake.ring,
+            takes_jobs=self.options.takes_jobs, plans_ticks=self.options.plans_ticks,
+        )
         heart = Heart(
             lambda: self.app.open_store("pgcron heart", size=1),
             card.id,
@@ -296,6 +310,7 @@ class Process:
         except PgCronError as error:
             logger.warning("could not hand back: %s. A living worker rescues it.", error)
         worker.slots.close()
+        worker.scheduler.close(REPORT_SECONDS)
         if bell is not None:
             bell.close()
         self.app.events.send("worker_stopped", worker=worker.card)

@@ -37,7 +37,8 @@ class Reporter:
             self._retrying(ended)
         elif outcome.state == "cancelled":
             reason = str(outcome.error and outcome.error["error"])
-            self._log(logging.INFO, ended, "cancelled", "%s cancelled itself: %s", job, one_log_line(reason))
+            who = "%s was %s" if ended.error is None else "%s cancelled itself: %s"
+            self._log(logging.INFO, ended, "cancelled", who, job, one_log_line(reason))
             self._events.send("job_cancelled", job=job, seconds=ended.seconds, reason=reason)
         else:
             self._failed(ended)

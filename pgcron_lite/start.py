@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pgcron_lite")
 
+# There may be thousands of schedules.
+MOST_NAMES = 20
+
 
 def check(app: PgCron, store: Store) -> None:
     """Refuse a database whose schema this code does not know, or that belongs to another environment."""
@@ -27,13 +30,23 @@ def check(app: PgCron, store: Store) -> None:
         )
 
 
-def introduce(app: PgCron, store: Store, card: WorkerCard) -> None:
+def introduce(app: PgCron, store: Store, card: WorkerCard, *, plans_ticks: bool = True) -> None:
     """The first lines of a worker: everything one needs to know when something is wrong."""
-    tasks = ", ".join(sorted(app.tasks)) or "none: is the module that defines them imported?"
-    logger.info("pgcron_lite %s, app %s, worker %s", card.version, app.name, str(card.id)[:8])
+    what = "worker" if card.queues else "scheduler"
+    logger.info("pgcron_lite %s, app %s, %s %s", card.version, app.name, what, str(card.id)[:8])
     logger.info("  database: %s", store.describe())
-    logger.info("  queues:   %s; %d slots, %s, pid %d", ", ".join(card.queues), card.slots, card.mode, card.pid)
-    logger.info("  tasks:    %s", tasks)
+    if card.queues:
+        tasks = ", ".join(sorted(app.tasks)) or "none: is the module that defines them imported?"
+        logger.info("  queues:   %s; %d slots, %s, pid %d", ", ".join(card.queues), card.slots, card.mode, card.pid)
+        logger.info("  tasks:    %s", tasks)
+    else:
+        logger.info("  keeps schedules and runs no jobs, pid %d", card.pid)
+    if not plans_ticks:
+        logger.info("  keeps no schedules: another worker, or pgcron scheduler, has to")
+    elif app.declared:
+        names = sorted(app.declared)
+        more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+        logger.info("  declares: %s%s", ", ".join(names[:MOST_NAMES]), more)
 
 
 def version() -> str:

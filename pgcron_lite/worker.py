@@ -12,22 +12,22 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from .chores import Chores
 from .errors import DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch
+from .execute import Ended
 from .job import Job, WorkerCard, hand_back
 from .ledger import Ledger
 from .pace import Pace
 from .quarantine import Quarantine
 from .reaper import Reaper
 from .report import Reporter
+from .scheduler import Scheduler
 from .slots import Slots
 
 if TYPE_CHECKING:
     from .app import PgCron, Store
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Worker:
         *,
         bell: Bell | None = None,
         tell: Callable[[], None] = lambda: None,
+        takes_jobs: bool = True,
+        plans_ticks: bool = True,
     ) -> None:
         self.app = app
         self.store = store
@@ -87,7 +89,8 @@ class Worker:
         self.turned_at = time.monotonic()
         # Logins refused one after the other, since the last turn that went well.
         self.refused_logins = 0
-        self._tasks = list(app.tasks)
+        self.scheduler = Scheduler(app, store, plans=plans_ticks)
+        self._tasks = list(app.tasks) if takes_jobs else []
         self._pace = Pace(card.slots)
         self._reaper = Reaper(store, lease)
         self._quarantine = Quarantine(self._reaper.interval)
@@ -199,8 +202,11 @@ class Worker:
             self._claim_now()
         if now >= min(self._poll_at, self._reap_at):
             self._look_around()
+        if time.monotonic() >= self.scheduler.due_at and self.scheduler.step():
+            self.look_soon()
+            self.store.ring()
         self._chores.prune()
-        soonest = min(self._look_at, self._poll_at, self._reap_at, self._chores.prune_at)
+        soonest = min(self._look_at, self._poll_at, self._reap_at, self._chores.prune_at, self.scheduler.due_at)
         wait = min(bell_wait, soonest - time.monotonic())
         if self.slots.waiting:
             # What ended beside it is written soon, though the slots say nothing before they have done their share.
@@ -223,11 +229,13 @@ class Worker:
         if room == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
             return True
         asked_at = time.monotonic()
-        jobs = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
+        jobs, turned_away = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
         self._begin(jobs, asked_at)
-        if len(jobs) < room:
+        if turned_away:
+            self._turn_away(turned_away)
+        elif len(jobs) < room:
             self._nothing_more(is_turn_over=not jobs)
-        return bool(jobs)
+        return bool(jobs or turned_away)
 
     def _room(self) -> int:
         """How many jobs to claim now. While there is work for the slots, none before half of what may be held."""
@@ -236,11 +244,11 @@ class Worker:
         self.slots.enough = max(1, (self.slots.count + ahead) // 2)
         return free if ahead == 0 or free >= self.slots.enough else 0
 
-    def _claimed(self, ask: Callable[[uuid.UUID], T]) -> T:
-        """What a claim under a fresh token brings."""
+    def _claimed(self, ask: Callable[[uuid.UUID], Sequence[Job]]) -> tuple[list[Job], list[Ended]]:
+        """What a claim under a fresh token brings: the jobs that may begin, and what becomes of the others."""
         claim = uuid.uuid4()
         try:
-            return ask(claim)
+            return self.scheduler.admit(ask(claim))
         except DatabaseUnavailable:
             # It may have been committed and only its reply lost; the token finds it again.
             self._doubtful.append(claim)
@@ -254,12 +262,24 @@ class Worker:
         )
         if step == "take":
             was_busy, asked_at = bool(self.running), time.monotonic()
-            suspect = self._claimed(lambda claim: self.store.claim_suspect(self.id, claim, *self._mine))
-            self._quarantine.took(suspect is not None, is_busy=was_busy)
-            self._begin([suspect] if suspect else [], asked_at)
+            suspect, turned_away = self._claimed(self._suspect)
+            self._quarantine.took(bool(suspect), is_busy=was_busy)
+            self._begin(suspect, asked_at)
+            self._turn_away(turned_away)
         elif step == "wait":
             self._look_at = self._quarantine.quiet_until
         return step == "wait" or self._quarantine.is_occupied
+
+    def _suspect(self, claim: uuid.UUID) -> list[Job]:
+        suspect = self.store.claim_suspect(self.id, claim, *self._mine)
+        return [] if suspect is None else [suspect]
+
+    def _turn_away(self, ended: Sequence[Ended]) -> None:
+        """Jobs of ticks that may not begin, now or ever. There may be others behind them."""
+        if ended:
+            self._ledger.add(ended)
+            self.look_soon()
+            self._settle()
 
     def _begin(self, jobs: Sequence[Job], asked_at: float) -> None:
         # Not since the reply: a process frozen before it reads that has jobs that are others' by now.
@@ -290,8 +310,10 @@ class Worker:
         while self._doubtful:
             asked_at = time.monotonic()
             held = self.store.held(self.id, self._doubtful[-1])
-            self._begin([job for job in held if not self._runs(job)], asked_at)
+            jobs, turned_away = self.scheduler.admit([job for job in held if not self._runs(job)])
+            self._begin(jobs, asked_at)
             self._doubtful.pop()
+            self._turn_away(turned_away)
 
     def _settle(self) -> None:
         """Write down what ended, then say so."""
@@ -311,6 +333,7 @@ class Worker:
             self._quarantine.ended()
         if self._hungry:
             self.look_soon()
+        self.scheduler.ended([each.job for each, was_ours in written if was_ours and each.outcome.state != "queued"])
 
     def _return_stale(self) -> None:
         """Hand back what is held when nothing of it has begun for a while.
@@ -343,6 +366,7 @@ class Worker:
         self._reap_at = now + self._reaper.interval * random.uniform(0.8, 1.0)
         if look.due_in is not None:
             self._look_at = min(self._look_at, now + look.due_in)
+        self.scheduler.heed(look)
         rescued = self._reaper.step(self.id, look.pulses)
         for job in rescued:
             self.report.rescued(job)

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clock import Clock
 
 from pgcron_lite import Cancel, PgCron, Retry, Snooze, current_job, process
 from pgcron_lite.errors import OptionError, SetupFinished
 from pgcron_lite.events import EVENTS, Events
 from pgcron_lite.execute import Ended
-from pgcron_lite.job import Job, WorkerCard, hand_back
+from pgcron_lite.job import Job, Outcome, WorkerCard, hand_back
+from pgcron_lite.memory import MemoryStore
+from pgcron_lite.plan import SCHEDULE, Schedule
 from pgcron_lite.report import Reporter
+from pgcron_lite.schedule import Cron
+from pgcron_lite.scheduler import Scheduler
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -237,6 +242,26 @@ def live_through(app: PgCron) -> None:
     reporter.released(job)
     reporter.rescued(job)
     reporter.ended(Ended(job, hand_back(job), 0.1), was_ours=False)
+    keep_two_schedules(app)
+
+
+def keep_two_schedules(app: PgCron) -> None:
+    """A tick of one does not begin; a run of the other goes on for too long, and ends well."""
+    clock = Clock()
+    store, me = MemoryStore(clock), uuid.uuid4()
+    scheduler = Scheduler(app, store)
+    for name in ("stuck", "slow"):
+        store.put_schedule(name, "shop", Schedule(name, "fail", Cron("0 * * * *")).dumps(), replace=False)
+    scheduler.step()
+    clock.advance(3600)
+    [slow] = [job for job in store.claim(me, uuid.uuid4(), ["*"], ["fail"], 2) if job.headers[SCHEDULE] == "slow"]
+    scheduler.admit([slow])
+    scheduler.step()
+    clock.advance(3601)
+    scheduler.heed(store.look(["*"], ["fail"]))
+    assert slow.claim is not None
+    store.settle([Outcome(slow.id, slow.claim, "done")])
+    scheduler.ended([slow])
 
 
 def fail() -> None:

@@ -17,12 +17,12 @@ import pytest
 LAYERS = {
     "values": {
         "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
-        "revive", "arguments", "events", "config", "wake", "identity",
+        "revive", "arguments", "events", "config", "wake", "identity", "plan", "ticks", "crontab",
     },
-    "app": {"task", "handle", "app", "current", "discover"},
+    "app": {"task", "schedules", "handle", "app", "current", "discover"},
     "machines": {
         "execute", "worker", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals", "heart",
-        "supervise", "start", "process", "green",
+        "supervise", "start", "process", "green", "scheduler", "ping", "shell",
     },
     "memory": {"memory"},
     "pg": {"pg"},

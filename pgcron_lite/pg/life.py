@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from ..job import MAX_ERRORS, Job, Look, WorkerCard
+from ..ticks import WATCH_EVERY
 from .rows import as_job
 from .statements import Statements
 
@@ -23,8 +24,8 @@ class Living(Statements):
                 set worker = %(id)s
                 where j.state = 'running' and j.worker = %(instead_of)s
             )
-            insert into pgcron.workers (id, host, pid, version, queues, slots, mode)
-            values (%(id)s, %(host)s, %(pid)s, %(version)s, %(queues)s, %(slots)s, %(mode)s)
+            insert into pgcron.workers (id, host, pid, version, queues, slots, mode, generation)
+            values (%(id)s, %(host)s, %(pid)s, %(version)s, %(queues)s, %(slots)s, %(mode)s, %(generation)s)
             on conflict (id) do nothing
             """,
             {
@@ -36,6 +37,7 @@ class Living(Statements):
                 "queues": list(card.queues),
                 "slots": card.slots,
                 "mode": card.mode,
+                "generation": card.generation,
             },
         )
 
@@ -92,12 +94,24 @@ class Living(Statements):
             )
             select (select extract(epoch from min(n.execute_after) - pgcron.clock())::float8 from next as n) as due_in,
                    (select array_agg(p.worker order by p.worker) from pulses as p) as workers,
-                   (select array_agg(p.beat order by p.worker) from pulses as p) as beats
+                   (select array_agg(p.beat order by p.worker) from pulses as p) as beats,
+                   -- Living code declares other schedules than are in force; or the ticks of some are to be decided.
+                   case
+                       when p.generations <> array(
+                           select distinct w.generation from pgcron.workers as w where w.generation is not null
+                           order by w.generation
+                       ) then 0
+                       else (select extract(epoch from min(s.plan_at) - pgcron.clock()) from pgcron.schedules as s)
+                   end::float8 as plan_in,
+                   p.watched_at <= pgcron.clock() - %(watch)s
+                   and exists (select from pgcron.schedules as s where s.retired_at is null) as ticks_want_watching
+            from pgcron.planner as p
             """,
-            {"queues": list(queues), "tasks": list(tasks)},
+            {"queues": list(queues), "tasks": list(tasks), "watch": WATCH_EVERY},
         )
         seen = rows[0]
-        return Look(seen.due_in, dict(zip(seen.workers or (), seen.beats or (), strict=True)))
+        pulses: dict[uuid.UUID, int] = dict(zip(seen.workers or (), seen.beats or (), strict=True))
+        return Look(seen.due_in, pulses, seen.plan_in, seen.ticks_want_watching)
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
         """Bury the workers whose beat is still the one given (None: dead for certain) and rescue what they held.

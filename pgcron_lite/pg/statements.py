@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Protocol
 
 from .address import Address
-from .link import Link, Params
+from .link import Link, Params, in_schema
 from .links import Links
+
+
+class Run(Protocol):
+    """Runs one statement of a transaction and returns its rows."""
+
+    def __call__(self, query: LiteralString, params: Params = None) -> list[Any]: ...
 
 
 class Statements:
@@ -57,6 +65,17 @@ class Statements:
     def _rows(self, query: LiteralString, params: Params = None) -> list[Any]:
         with self.links.take() as link:
             return link.rows(query, params)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Run]:
+        """Several statements that depend on one another: all of them are committed, or none."""
+        with self.links.take() as link, link.transaction() as conn:
+
+            def run(query: LiteralString, params: Params = None) -> list[Any]:
+                cursor = conn.execute(in_schema(query, self.schema), params)
+                return cursor.fetchall() if cursor.description else []
+
+            yield run
 
     def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
         """Rows in plenty, by position."""

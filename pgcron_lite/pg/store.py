@@ -2,7 +2,7 @@
 
 The same verbs as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running job
 names its id and its claim; nothing changed is an answer, not an error. The statements live in the room of their
-verb: `enqueue`, `claim`, `settle`, `life`, and `desk` for what operators ask.
+verb: `enqueue`, `claim`, `settle`, `life`, `planning` and `ticking`, and `desk` and `schedules` for what people ask.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from .desk import Desk
 from .enqueue import Enqueueing
 from .life import Living
 from .listen import Listener
+from .planning import Planning
+from .schedules import ScheduleDesk
 from .settle import Settling
+from .ticking import Ticking
 
 
-class PostgresStore(Enqueueing, Claiming, Settling, Living, Desk):
+class PostgresStore(Enqueueing, Claiming, Settling, Living, Planning, Ticking, Desk, ScheduleDesk):
     """The queue in a PostgreSQL database. Connects on first use; threads may share it."""
 
     def open_bell(self, tell: Callable[[], None]) -> Listener:

@@ -78,7 +78,7 @@ def ended(store: Any) -> int:
 
 Verb = Callable[[Any, Any], Any]
 VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
-    "enqueue": (lambda s: None, lambda s, _: s.enqueue([NewJob("add")] * 3), {"producer", "worker"}),
+    "enqueue": (lambda s: None, lambda s, _: s.enqueue([NewJob("add")] * 3), {"producer", "worker", "admin"}),
     "ring": (lambda s: None, lambda s, _: s._rows("select pgcron.ring()"), set(PARTS)),
     "check_schema": (lambda s: None, lambda s, _: s.check_schema(), set(PARTS)),
     "now": (lambda s: None, lambda s, _: s.now(), set(PARTS)),
