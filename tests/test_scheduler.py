@@ -123,6 +123,7 @@ def test_a_run_that_makes_up_for_missed_ones_knows_it(
     assert skipped.error == "skipped: missed; a later tick stands for it"
 
 
+@pytest.mark.row(102)
 def test_a_run_that_would_overlap_is_left_out_and_says_so(
     app: PgCron, clock: Clock, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,13 +290,14 @@ def test_a_database_that_fails_at_any_step_costs_no_tick_and_doubles_none(
     assert ended == ["done" if n in ran else "skipped" for n in (10, 20, 30, 40, 50, 60)]
 
 
+@pytest.mark.row(104)
 def test_a_schedule_whose_ticks_are_refused_is_set_aside(
     app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Choosy(MemoryStore):
         """Refuses what one schedule wants, and with it all that is written together with it."""
 
-        def plan(self, decide: Callable[[Entry, datetime], Move], name: str | None = None, limit: int = 200) -> Any:
+        def plan(self, decide: Callable[[Entry, datetime], Move], name: str | None = None, **options: Any) -> Any:
             def checked(entry: Entry, now: datetime) -> Move:
                 move = decide(entry, now)
                 refused.append(entry.name == "bad" and bool(move.ticks))
@@ -304,7 +306,7 @@ def test_a_schedule_whose_ticks_are_refused_is_set_aside(
             refused: list[bool] = []
             before = {key: (row.last_tick, row.plan_at, row.revision) for key, row in self._schedules.items()}
             jobs, ticks = dict(self._jobs), {name: dict(rows) for name, rows in self._ticks.items()}
-            moves = super().plan(checked, name, limit)
+            moves = super().plan(checked, name, **options)
             if any(refused):
                 self._jobs, self._ticks = jobs, ticks
                 for key, (last_tick, plan_at, revision) in before.items():

@@ -70,6 +70,7 @@ def test_what_is_decided_is_not_decided_again() -> None:
     assert again.last_tick == first.last_tick
 
 
+@pytest.mark.row(93)
 def test_a_clock_that_steps_back_repeats_nothing() -> None:
     first = decide(entry(schedule("* * * * * *")), NOON)
     again = decide(entry(schedule("* * * * * *"), first.last_tick), NOON - 10 * MINUTE)
@@ -315,6 +316,7 @@ def test_options_that_do_not_go_together_are_refused() -> None:
 # Every tick is decided, once, whatever happens in between
 
 
+@pytest.mark.row(90)
 @settings(deadline=None, max_examples=200)
 @given(
     when=st.sampled_from(["* * * * * */7", "*/3 * * * *", "every 50s", "17 * * * *", "30 2 * * *"]),

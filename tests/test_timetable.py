@@ -102,6 +102,7 @@ def test_a_tick_is_decided_once_however_often_one_asks(store: Any, clock: Clock)
     assert [job.execute_after for job in jobs(store)] == [START + n * 10 * MINUTE for n in (1, 2, 3)]
 
 
+@pytest.mark.row(87)
 def test_what_was_decided_about_a_row_that_has_changed_since_is_not_written(store: Any) -> None:
     put(store)
     before = jobs(store)
@@ -141,6 +142,7 @@ def test_the_look_says_when_to_plan_again(store: Any, clock: Clock) -> None:
     assert store.look(["*"], ["add"]).plan_in == pytest.approx(10 * 60)
 
 
+@pytest.mark.row(104)
 def test_a_broken_schedule_does_not_stop_the_others(store: Any, clock: Clock) -> None:
     store.put_schedule("a", "shop", '{"task": "add", "timing": "30 2 * * *", "tz": "Mars/Olympus"}', replace=False)
     put(store, name="b")
@@ -154,6 +156,7 @@ def test_a_broken_schedule_does_not_stop_the_others(store: Any, clock: Clock) ->
     assert store.look(["*"], ["add"]).plan_in == pytest.approx(60)
 
 
+@pytest.mark.row(90)
 def test_missed_ticks_are_rows_with_a_reason(store: Any, clock: Clock) -> None:
     put(store)
     clock.advance(45 * 60)
@@ -202,6 +205,7 @@ def test_a_tick_begins_when_it_is_time(store: Any, clock: Clock) -> None:
     assert store.ticks("s")[0].started_at == START + 10 * MINUTE
 
 
+@pytest.mark.row(90)
 @pytest.mark.parametrize(
     ("options", "refusal"),
     [
@@ -251,6 +255,7 @@ def test_of_several_that_are_due_the_latest_stands_for_all(store: Any, clock: Cl
     assert [answers[job.id].refusal is None for job in held] == [False, False, False, False, True]
 
 
+@pytest.mark.row(102)
 @pytest.mark.parametrize(
     ("overlap", "verdict"), [("allow", "go"), ("skip", "skip"), ("queue", "wait")], ids=["allow", "skip", "queue"]
 )
@@ -631,6 +636,7 @@ def test_a_deploy_changes_adds_and_retires(store: Any, clock: Clock) -> None:
     assert [view.name for view in store.schedules() if view.retired_at is None] == ["new", "s"]
 
 
+@pytest.mark.row(101)
 def test_a_worker_of_old_code_that_starts_again_changes_nothing_back(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     clock.advance(60)
@@ -645,6 +651,7 @@ def test_a_worker_of_old_code_that_starts_again_changes_nothing_back(store: Any,
     assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
 
 
+@pytest.mark.row(101)
 def test_a_rollback_is_complete_when_the_last_of_the_newer_is_gone(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     clock.advance(60)

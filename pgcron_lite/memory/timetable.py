@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -118,7 +118,12 @@ class Timetable(Tables):
             return [change for change in changes if change is not None]
 
     def plan(
-        self, decide: Callable[[Entry, datetime], Move], name: str | None = None, limit: int = 200
+        self,
+        decide: Callable[[Entry, datetime], Move],
+        name: str | None = None,
+        *,
+        limit: int = 200,
+        gives_way: bool = True,
     ) -> list[Move] | None:
         with self._lock:
             now = self.now()
@@ -393,7 +398,9 @@ class Timetable(Tables):
         ]
         if not earlier:
             return "go", None
-        is_asked_for = tick.kind != "tick" or (row.said["catch_up"] == "all" and now > tick.due_at + LATE)
+        # Runs that were asked for, by hand or to catch up with all, are not dropped; they take turns.
+        is_made_up = tick.planned_at > tick.due_at or now > tick.due_at + LATE
+        is_asked_for = tick.kind != "tick" or (row.said["catch_up"] == "all" and is_made_up)
         if row.said["overlap"] == "skip" and not is_asked_for:
             first = min(earlier, key=lambda other: other.order)
             return "skip", f"overlap: the run of {in_utc(first.tick)} was still going on"
@@ -434,6 +441,7 @@ class Timetable(Tables):
         row = self._schedules.get(tick.schedule)
         if row is None:
             return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds)
+        self._wake_next(tick.schedule)
         row.last_end = max(row.last_end or ended_at, ended_at)
         row.revision += 1
         goes_on = row.retired_at is None and bool(row.said["after_finish"])
@@ -444,6 +452,18 @@ class Timetable(Tables):
             row.alarm = row.alarm_tick = None
         ping = row.said.get("ping")
         return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds, ping, recovered, goes_on)
+
+    def _wake_next(self, schedule: str) -> None:
+        """The first of those that wait for one another is not to find out by itself, a while later."""
+        now = self.now()
+        waiting = [
+            tick for tick in self._open_ticks.get(schedule, {}).values()
+            if tick.started_at is None and tick.due_at <= now
+        ]
+        first = min(waiting, key=lambda tick: tick.order, default=None)
+        job = None if first is None else self._jobs.get(first.job_id or 0)
+        if job is not None and job.state == "queued" and job.execute_after > now:
+            self._jobs[job.id] = replace(job, execute_after=now)
 
     def _alarm_of(self, row: _Row, now: datetime) -> Alarm | None:
         if row.alarm is not None or row.paused_at is not None or row.retired_at is not None:

@@ -34,14 +34,20 @@ class Planning(Statements):
         return [Change(row.name, row.what, row.starts) for row in rows]
 
     def plan(
-        self, decide: Callable[[Entry, datetime], Move], name: str | None = None, limit: int = 200
+        self,
+        decide: Callable[[Entry, datetime], Move],
+        name: str | None = None,
+        *,
+        limit: int = 200,
+        gives_way: bool = True,
     ) -> list[Move] | None:
         """Have the ticks decided of schedules whose time it is, or of the one called `name`; the moves that were made.
 
-        None: somebody else is at it. A move is made only if the row is still as `decide` was told.
+        None: somebody else is at it, to whom one who `gives_way` leaves it. A move is made only if the row is still
+        as `decide` was told.
         """
         with self._transaction() as run:
-            if not _leads(run, name is None):
+            if not _leads(run) and gives_way and name is None:
                 return None
             rows = _due(run, limit) if name is None else _called(run, name)
             moves = [decide(_entry(row), row.now) for row in rows]
@@ -57,7 +63,7 @@ class Planning(Statements):
 # One plan, in one transaction
 
 
-def _leads(run: Run, is_contest: bool) -> bool:
+def _leads(run: Run) -> bool:
     """Whoever gets the lock leads until the transaction ends: it saves the others work, and nothing rests on it."""
     # Of the transaction and not of the session, so that it is the same behind a pooler.
     row = run(
@@ -65,10 +71,9 @@ def _leads(run: Run, is_contest: bool) -> bool:
         select set_config('idle_in_transaction_session_timeout', %(frozen)s, true) as frozen,
                -- There may be thousands of ticks, and they have no index to be joined by.
                set_config('enable_hashjoin', 'on', true) as joins,
-               not %(is_contest)s
-               or pg_try_advisory_xact_lock(hashtextextended('pgcron planner', 7090)) as leads
+               pg_try_advisory_xact_lock(hashtextextended('pgcron planner', 7090)) as leads
         """,
-        {"frozen": FROZEN_MILLISECONDS, "is_contest": is_contest},
+        {"frozen": FROZEN_MILLISECONDS},
     )[0]
     return bool(row.leads)
 

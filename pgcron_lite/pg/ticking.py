@@ -55,6 +55,19 @@ class Ticking(Statements):
                 from over as o
                 group by o.schedule
             ),
+            woken as (
+                -- The first of those that wait for one another is not to find out by itself, a while later.
+                update pgcron.jobs as j
+                set execute_after = pgcron.clock()
+                from (
+                    select distinct on (t.schedule) t.job_id
+                    from summed as u
+                    join pgcron.ticks as t on t.schedule = u.schedule and t.outcome is null and t.started_at is null
+                    where t.due_at <= pgcron.clock() and t.job_id <> all(%(ids)s)
+                    order by t.schedule, t.due_at, t.tick
+                ) as first
+                where j.id = first.job_id and j.state = 'queued' and j.execute_after > pgcron.clock()
+            ),
             before as materialized (
                 select s.name, s.definition ->> 'ping' as ping, u.done >= s.alarm_tick as recovered, u.done,
                        s.retired_at is null and (s.definition ->> 'after_finish')::boolean as goes_on

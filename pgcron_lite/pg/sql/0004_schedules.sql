@@ -243,7 +243,7 @@ begin
         ),
         -- All runs of these schedules that are due and not over, with what is to become of each but for the others.
         open as (
-            select t.schedule, t.tick, t.due_at, t.job_id, t.kind, t.started_at, r.overlap, r.catch_up,
+            select t.schedule, t.tick, t.due_at, t.planned_at, t.job_id, t.kind, t.started_at, r.overlap, r.catch_up,
                    case
                        when t.started_at is not null or t.kind <> 'tick' then 'go'
                        when r.has_grace and moment > t.due_at + r.grace then 'too late'
@@ -267,7 +267,9 @@ begin
                        when o.started_at is not null or o.overlap = 'allow' or earlier.tick is null then 'go'
                        -- Runs that were asked for, by hand or to catch up with all, are not dropped; they take turns.
                        when o.overlap = 'skip' and o.kind = 'tick'
-                            and not (o.catch_up = 'all' and moment > o.due_at + late) then 'skip'
+                            and not (o.catch_up = 'all' and moment > o.due_at + case
+                                when o.planned_at > o.due_at then interval '0' else late
+                            end) then 'skip'
                        else 'wait'
                    end as verdict,
                    earlier.tick as earlier_tick

@@ -1,0 +1,165 @@
+"""Whatever happens to schedulers, workers and clocks: each tick is decided once, and becomes what its policy says.
+
+Several schedulers on one store and one simulated clock. They come and go, decide on what they read long ago, die after
+deciding and before anybody works, and are all away for a while; the database's clock jumps. What comes out is compared
+with the plain list of moments.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from clock import START, Clock
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pgcron_lite import plan, ticks
+from pgcron_lite.job import Job, Outcome
+from pgcron_lite.plan import Schedule
+from pgcron_lite.ticks import LATE, Entry, Move
+
+SECOND = timedelta(seconds=1)
+ME = uuid.UUID(int=1)
+
+TIMES = ["*/5 * * * *", "* * * * * */50", "every 70s", "13 * * * *"]
+EVENTS = st.one_of(
+    st.tuples(st.just("pass"), st.integers(1, 120)),
+    st.tuples(st.just("pass"), st.integers(60, 1200)),
+    st.tuples(st.just("step back"), st.integers(1, 600)),
+    st.tuples(st.just("plan"), st.just(0)),
+    st.tuples(st.just("plan by what was read before"), st.just(0)),
+    st.tuples(st.just("work"), st.integers(1, 6)),
+)
+
+
+class World:
+    """A store with one schedule, and what is done to it."""
+
+    def __init__(self, store: Any, clock: Clock, schedule: Schedule) -> None:
+        self.store = store
+        self.clock = clock
+        self.schedule = schedule
+        self.name = schedule.name
+        self.begun_at = self.latest = store.now()
+        self.ran: dict[datetime, datetime] = {}
+        self.read: list[Entry] = []
+        store.put_schedule(self.name, "shop", schedule.dumps(), replace=False)
+
+    def do(self, what: str, amount: int) -> None:
+        self.latest = max(self.latest, self.clock.now)
+        if what == "pass":
+            self.clock.advance(amount)
+        elif what == "step back":
+            self.clock.advance(-amount)
+        elif what == "plan":
+            self.plan()
+        elif what == "work":
+            self.work(amount)
+        else:
+            self.plan_stale()
+
+    def plan(self) -> None:
+        def decide(entry: Entry, now: datetime) -> Move:
+            self.read = [*self.read[-3:], entry]
+            return ticks.decide(entry, now)
+
+        self.store.plan(decide)
+
+    def plan_stale(self) -> None:
+        """A scheduler was frozen after it had read the row, and decides now on what it read."""
+        if self.read:
+            stale = self.read[0]
+            self.store.plan(lambda entry, now: ticks.decide(stale, now))
+
+    def work(self, most: int) -> None:
+        """Take some jobs and run those that may."""
+        held: list[Job] = self.store.claim(ME, uuid.uuid4(), ["*"], ["add"], most)
+        if not held:
+            return
+        answers = self.store.admit([job.id for job in held])
+        # What may not begin goes back at once, before anything ends.
+        for job in sorted(held, key=lambda job: answers[job.id].wait is None):
+            answer = answers[job.id]
+            assert job.claim is not None
+            if answer.wait is not None:
+                outcome = Outcome(job.id, job.claim, "queued", delay=answer.wait, gives_back=True)
+            else:
+                state: Any = "cancelled" if answer.refusal else "done"
+                outcome = Outcome(job.id, job.claim, state)
+                if state == "done":
+                    tick = datetime.fromisoformat(job.headers[plan.TICK])
+                    assert tick not in self.ran, "a tick ran twice"
+                    self.ran[tick] = self.clock.now
+            self.store.settle([outcome])
+            self.store.close_ticks([job.id])
+
+    def end(self) -> None:
+        """Everything that is due comes to an end, and nobody is late any more."""
+        self.clock.advance((self.latest - self.clock.now).total_seconds())
+        due = self.clock.now
+        for _ in range(500):
+            self.plan()
+            self.work(50)
+            if not [view for view in self.store.ticks(self.name, limit=300) if not view.outcome and view.tick <= due]:
+                return
+            self.clock.advance(1)
+        pytest.fail("it does not come to an end")
+
+
+def check(world: World) -> None:
+    views = {view.tick: view for view in world.store.ticks(world.name, limit=100_000)}
+    last = world.store.schedules(world.name)[0].last_planned
+    expected = list(world.schedule.timing.between(world.begun_at, last))
+    summed_up = [tick for tick, view in views.items() if "so were all before it" in str(view.reason)]
+    rows = [tick for tick in expected if tick in views]
+    assert sorted(views) == rows
+    assert all(any(tick < other for other in summed_up) for tick in expected if tick not in views)
+    past = [tick for tick in expected if tick in views and views[tick].outcome is not None]
+    assert {tick for tick in past if views[tick].outcome == "done"} == set(world.ran)
+    assert all(views[tick].reason for tick in past if views[tick].outcome == "skipped")
+    assert all(views[tick].outcome in ("done", "skipped") for tick in past)
+    overlapped = {tick for tick in past if str(views[tick].reason).startswith("overlap")}
+    assert not overlapped or world.schedule.overlap == "skip"
+    if world.schedule.catch_up == "all" and not summed_up:
+        assert set(past) == set(world.ran) | overlapped
+    if world.schedule.catch_up == "latest" and past:
+        # The last of each row of missed ticks stands for the others.
+        assert past[-1] in {*world.ran, *overlapped}
+    if world.schedule.catch_up == "skip":
+        assert all(began - tick <= LATE + 5 * SECOND for tick, began in world.ran.items())
+
+
+@pytest.mark.row(90)
+@pytest.mark.parametrize("catch_up", ["all", "latest", "skip"])
+@pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
+def test_each_tick_becomes_what_its_policy_says(
+    store: Any, clock: Clock, catch_up: plan.CatchUp, overlap: plan.Overlap
+) -> None:
+    is_real = type(store).__name__ != "MemoryStore"
+    worlds = iter(range(10_000))
+
+    @settings(
+        deadline=None, max_examples=8 if is_real else 60, database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate],
+    )  # fmt: skip
+    @given(
+        when=st.sampled_from(TIMES), jitter=st.sampled_from([0, 17]),
+        events=st.lists(EVENTS, min_size=5, max_size=25),
+    )
+    def live(when: str, jitter: int, events: list[tuple[str, int]]) -> None:
+        name = f"world {next(worlds)}"
+        clock.advance((START - clock.now).total_seconds())
+        timing = plan.timing_of(when, "UTC", name=name)
+        world = World(
+            store, clock, Schedule(name, "add", timing, catch_up=catch_up, overlap=overlap, jitter=jitter * SECOND)
+        )
+        try:
+            for event in events:
+                world.do(*event)
+            world.end()
+            check(world)
+        finally:
+            store.remove_schedule(name)
+
+    live()
