@@ -23,10 +23,13 @@ class Size:
     deep: int = 1_000_000
     due: int = 20_000
     passing: int = 500_000
+    schedules: int = 1000
+    rounds: int = 3
 
 
 QUICK = Size(
     seconds=0.7, bulk=20_000, beats=40, idle_seconds=6.0, starts=2, deep=100_000, due=10_000, passing=50_000,
+    schedules=1000, rounds=1,
 )  # fmt: skip
 
 

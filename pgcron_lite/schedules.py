@@ -228,8 +228,9 @@ class Schedules:
         return [Handle(self._app, added[tick]) for tick in asked if tick in added]
 
     def history(self, name: str, limit: int = 50, before: datetime | None = None) -> list[TickView]:
-        """What became of its ticks, the newest first; also of a schedule that is gone."""
-        return self._app.store.ticks(name, before=before, limit=limit)
+        """What became of the ticks that have come, the newest first; also of a schedule that is gone."""
+        store = self._app.store
+        return store.ticks(name, before=before or store.now() + timedelta(microseconds=1), limit=limit)
 
     def next(self, name: str, count: int = 5) -> list[datetime]:
         """When it is due next, by its timing alone."""

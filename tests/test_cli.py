@@ -1,6 +1,5 @@
 """The command line: what each command prints where, with which exit code, and what it loads."""
 
-import io
 import json
 import os
 import re
@@ -8,8 +7,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,13 @@ import click
 import psycopg
 import pytest
 from click.testing import CliRunner
+from commands import ROOT, Run, command, environment, objects, runner
 from support import eventually, free_port, python
 
 from pgcron_lite import config
 from pgcron_lite.__main__ import wants_gevent
 from pgcron_lite.cli import COMMANDS, Nouns, output, pgcron
 from pgcron_lite.cli.opening import borrow_dev_url
-
-ROOT = Path(__file__).parents[1]
 
 SHOP = '''
 import sys, time
@@ -57,8 +53,6 @@ def patched() -> bool:
     return bool(monkey and monkey.is_module_patched("socket"))
 '''
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -66,68 +60,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(url: str | None, **more: str) -> dict[str, str]:
-    others = {"DATABASE_URL", "FLASK_APP", "DYNO"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PGCRON_") and k not in others}
-    given = {} if url is None else {"DATABASE_URL": url}
-    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **given, **more}
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "pgcron_lite", *map(str, words)]
-
-
 @pytest.fixture
 def run(folder: Path, request: pytest.FixtureRequest) -> Run:
-    """Runs `pgcron` to its end in the folder of the shop, on the database of the test if it has one.
-
-    In this process, which is faster, but for workers, whose work outlives a call, and whenever the environment counts.
-    """
-
-    def run(*words: object, url: str | None = "", stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        if url == "":
-            url = request.getfixturevalue("pg_url") if "pg_url" in request.fixturenames else None
-        env = environment(url, **more)
-        if "worker" not in words and not more:
-            return in_this_process([str(word) for word in words], folder, env, stdin)
-        return subprocess.run(
-            command(*words), cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return run
-
-
-def in_this_process(
-    words: list[str], folder: Path, env: dict[str, str], stdin: str
-) -> subprocess.CompletedProcess[str]:
-    out, err, code = io.StringIO(), io.StringIO(), None
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setattr(os, "environ", os.environ.copy())
-        for name in set(os.environ) - set(env):
-            del os.environ[name]
-        os.environ.update(env)
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
-        patch.setattr(sys, "path", list(sys.path))
-        try:
-            pgcron.main(words, prog_name="pgcron")
-        except SystemExit as end:
-            code = end.code
-        finally:
-            for name in ("shop", "app"):
-                sys.modules.pop(name, None)
-    return subprocess.CompletedProcess(words, int(code or 0), out.getvalue(), err.getvalue())
-
-
-def objects(answer: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    assert answer.returncode == 0, answer.stderr
-    return [json.loads(line) for line in answer.stdout.splitlines()]
+    return runner(folder, request)
 
 
 # What is loaded
 
 
-@pytest.mark.parametrize("words", ["--help", "jobs --help", "worker --help", "enqueue --help", "version", "jbos"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "jobs --help", "schedules --help", "schedules add --help", "import-crontab --help", "worker --help",
+     "enqueue --help", "version", "jbos"],
+)  # fmt: skip
 def test_help_loads_nothing_that_is_heavy(folder, words):
     program = (
         "import sys\nfrom pgcron_lite.cli import pgcron\n"
@@ -155,6 +100,7 @@ def test_help_shows_every_command_that_is_not_hidden():
     ("words", "environ", "wanted"),
     [
         ("worker --gevent", {}, True),
+        ("scheduler", {"PGCRON_GEVENT": "1"}, False),
         ("--app shop worker -q mail --gevent", {}, True),
         ("-A worker worker --gevent", {}, True),
         ("worker", {"PGCRON_GEVENT": "1"}, True),
@@ -178,7 +124,7 @@ def test_only_a_worker_that_is_to_run_greenlets_is_patched(words, environ, wante
     [
         ("jbos list", "there is no command 'jbos'; did you mean 'jobs'?"),
         ("jobs lst", "there is no command 'lst'; did you mean 'list'?"),
-        ("zzz", "The commands are: dev, worker, migrate"),
+        ("zzz", "The commands are: dev, worker, scheduler, migrate"),
         ("jobs list --stat done", "--state"),
         ("jobs list --state dona", "'dona' is not one of"),
         ("jobs list --since soon", "'soon' is not a duration"),
@@ -225,7 +171,8 @@ def test_a_noun_may_be_said_in_the_singular(run, pg_url):
 def test_an_unreachable_database_is_69_in_one_sentence(run):
     nowhere = f"postgresql://user:secret@127.0.0.1:{free_port()}/db"
 
-    for words in ("jobs list", "migrate", "health", "enqueue shop.add 1", "worker --fail-fast", "queues list"):
+    for words in ("jobs list", "migrate", "health", "enqueue shop.add 1", "worker --fail-fast", "queues list",
+                  "schedules list", "scheduler --fail-fast"):  # fmt: skip
         answer = run(*words.split(), url=nowhere)
 
         assert answer.returncode == 69, words
@@ -239,15 +186,16 @@ def test_an_unreachable_database_is_69_in_one_sentence(run):
 def test_no_database_a_wrong_url_and_memory_are_78(run):
     wrong = {None: "no database given", "mysql://u:secret@h/d": "not a PostgreSQL URL", "memory://": "memory"}
     for url, words in wrong.items():
-        answer = run("jobs", "list", url=url)
+        for noun in ("jobs", "schedules"):
+            answer = run(noun, "list", url=url)
 
-        assert answer.returncode == 78
-        assert words in answer.stderr
-        assert "secret" not in answer.stderr
+            assert answer.returncode == 78
+            assert words in answer.stderr
+            assert "secret" not in answer.stderr
 
 
 def test_a_missing_schema_is_78_with_the_command_that_helps(run, empty_pg_url):
-    for words in ("jobs list", "health", "enqueue shop.add 1", "worker --drain"):
+    for words in ("jobs list", "health", "enqueue shop.add 1", "worker --drain", "schedules list", "scheduler"):
         answer = run(*words.split(), url=empty_pg_url)
 
         assert answer.returncode == 78, answer.stderr
@@ -722,7 +670,7 @@ def reading_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tup
         inner = group.get_command(ctx, name)
         if isinstance(inner, click.Group):
             found += reading_commands(inner, (*path, name))
-        elif name in ("list", "show", "health", "version"):
+        elif name in ("list", "show", "next", "history", "health", "cron", "import-crontab", "version"):
             found.append((*path, name))
     return found
 

@@ -501,6 +501,15 @@ def test_a_paused_schedule_has_no_jobs_and_notes_its_ticks(store: Any, clock: Cl
     assert not store.pause_schedule("nobody")
 
 
+def test_what_is_overdue_does_not_run_in_a_pause(store: Any, clock: Clock) -> None:
+    put(store)
+    clock.advance(605)
+
+    store.pause_schedule("s")
+
+    assert (jobs(store), rows(store)) == ([], {START + 10 * MINUTE: ("skipped", "paused")})
+
+
 def test_what_runs_already_is_left_alone_by_a_pause(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
 
@@ -570,6 +579,13 @@ def test_runs_may_be_added_and_none_twice(store: Any, clock: Clock) -> None:
     assert store.add_ticks("s", [by_hand("backfill", tick, now) for tick in asked]) == {}
     views = {view.tick: view for view in store.ticks("s")}
     assert (views[START].kind, views[START].due_at, views[START].job_id) == ("backfill", now, added[START])
+
+
+def test_runs_by_hand_do_not_count_for_max_runs(store: Any, clock: Clock) -> None:
+    put(store, max_runs=2)
+    store.add_ticks("s", [by_hand("manual", START + SECOND, START)])
+
+    assert store.schedules("s")[0].runs == 1
 
 
 def test_runs_asked_for_take_turns_with_the_others(store: Any, clock: Clock) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
 from benchmarks.contestants import kit
-from pgcron_lite import PgCron
+from pgcron_lite import PgCron, current_job, plan
 
 app = PgCron("bench")
 
@@ -32,6 +33,13 @@ def sleep() -> None:
 @app.task(name="stamp", keep_result=False)
 def stamp(sent: int) -> None:
     kit.stamp(sent)
+
+
+@app.task(name="tick", keep_result=False)
+def tick() -> None:
+    assert current_job.tick is not None
+    ago = datetime.now(UTC) - current_job.tick
+    kit.stamp(kit.now() - ago // timedelta(microseconds=1))
 
 
 def setup(request: kit.Request) -> kit.Answer:
@@ -93,6 +101,21 @@ def deepen(request: kit.Request) -> None:
         )
 
 
+def schedule(request: kit.Request) -> None:
+    """Rows, as `app.schedules.add` writes them one by one."""
+    when = {"spread": "every 10s", "same second": "* * * * * */10", "hourly": "every 1h"}[request.case]
+    names = [f"schedule {number}" for number in range(request.count)]
+    made = [plan.Schedule(name, tick.name, plan.timing_of(when, "UTC", name=name)).dumps() for name in names]
+    execute(
+        """
+        insert into pgcron.schedules (name, origin, app, definition)
+        select s.name, 'hand', 'bench', s.definition
+        from unnest(%(names)s::text[], %(definitions)s::json[]) as s (name, definition)
+        """,
+        {"names": names, "definitions": made},
+    )
+
+
 def trickle(request: kit.Request) -> kit.Answer:
     if request.task == "stamp":
         return kit.trickle(stamp.delay, request)
@@ -124,5 +147,5 @@ def on_database(verb: kit.Verb) -> kit.Verb:
 
 
 if __name__ == "__main__":
-    verbs = (setup, enqueue, bulk, fill, deepen, trickle, work)
+    verbs = (setup, enqueue, bulk, fill, deepen, schedule, trickle, work)
     kit.main({verb.__name__: on_database(verb) for verb in verbs})

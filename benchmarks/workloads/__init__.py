@@ -1,12 +1,12 @@
 """Everything that can be measured, in the order it is measured."""
 
 from ..workload import Workload
-from . import deep, drain, enqueue, idle, latency, passing
+from . import deep, drain, enqueue, idle, latency, passing, schedules
 
 ALL: dict[str, Workload] = {
     workload.name: workload
     for workload in (
         *enqueue.WORKLOADS, *drain.WORKLOADS, *latency.WORKLOADS, *idle.WORKLOADS, *deep.WORKLOADS,
-        *passing.WORKLOADS,
+        *passing.WORKLOADS, *schedules.WORKLOADS,
     )
 }  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .. import schedule
-from ..zone import EPOCH, zone
+from ..zone import zone
 from . import output
+from .words import read_moment
 
 
 @click.command(short_help="Explain a cron expression, and print its next ticks.")
@@ -37,21 +38,27 @@ def cron(expression: tuple[str, ...], tz: str, since: str | None, count: int, as
         raise click.UsageError("the shell has put names of files in place of a star; quote the expression: '* * * * *'")
     timing = schedule.read(" ".join(expression), tz)
     info = zone(tz).info
-    after = datetime.now(UTC) if since is None else _moment(since, info) - timedelta(microseconds=1)
+    after = datetime.now(UTC) if since is None else read_moment(since, info, "--from") - timedelta(microseconds=1)
     ticks: list[dict[str, Any]] = []
     while len(ticks) < count and (tick := timing.next(after)) is not None:
-        ticks.append(_fields(timing, tick, info))
+        ticks.append(tick_fields(timing, tick, info))
         after = tick
     if as_json:
         for fields in ticks:
             output.print_json({"expression": str(timing), "tz": tz, "words": timing.words, **fields})
         return
     click.echo(f"{timing.words[0].upper()}{timing.words[1:]}{_where(timing, tz)}.\n")
+    print_ticks(ticks)
+
+
+def print_ticks(ticks: list[dict[str, Any]]) -> None:
+    """What `tick_fields` says, in columns."""
     rows = [(_day(each["local"]), each["local"][-6:], each["tick"], each["note"] or "") for each in ticks]
     output.print_table(("LOCAL", "OFFSET", "UTC", "NOTE"), rows)
 
 
-def _fields(timing: schedule.Cron | schedule.Every, tick: datetime, zone: tzinfo) -> dict[str, Any]:
+def tick_fields(timing: schedule.Cron | schedule.Every, tick: datetime, zone: tzinfo) -> dict[str, Any]:
+    """A tick as `--json` has it: its time, what the clock shows there, and what there is to know about it."""
     note = timing.note(tick) if isinstance(timing, schedule.Cron) else None
     return {"tick": output.iso(tick), "local": tick.astimezone(zone).isoformat(), "note": note}
 
@@ -62,17 +69,3 @@ def _day(local: str) -> str:
 
 def _where(timing: schedule.Cron | schedule.Every, tz: str) -> str:
     return f", in {tz}" if isinstance(timing, schedule.Cron) else ", on a grid that the name of the schedule decides"
-
-
-def _moment(text: str, zone: tzinfo) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-        moment = moment.replace(tzinfo=zone) if moment.tzinfo is None else moment
-        if not timedelta(0) <= moment - EPOCH <= timedelta(days=2_500_000):
-            raise ValueError(text)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is not a time from 1970 on; expected 2026-03-28, 2026-03-28T12:00 or 2026-03-28T12:00Z",
-            param_hint="--from",
-        ) from None
-    return moment.astimezone(UTC)

@@ -70,7 +70,7 @@ def enqueue(
     wait: bool,
     timeout: timedelta | None,
 ) -> None:
-    """Put one call of TASK into the queue, checked as in your code.
+    """Enqueue one call of TASK, checked as in your code.
 
     An ARG is read as JSON if it is JSON, else as text: `pgcron enqueue mail.send ada@example.org copies=2`. For a
     parameter annotated as str it is always text.
@@ -95,12 +95,13 @@ def enqueue(
             click.echo(name)
             return
         click.echo(f"{name} enqueued, waiting for it", err=True)
-        _wait(handle, name, seconds)
+        wait_for(handle, name, seconds)
     finally:
         app.close()
 
 
-def _wait(handle: Any, name: str, seconds: float | None) -> None:
+def wait_for(handle: Any, name: str, seconds: float | None) -> None:
+    """Wait for a job and print its result; `Refusal` if it does not end well, or in time."""
     try:
         handle.wait(seconds)
     except WaitTimeout as error:
@@ -131,13 +132,13 @@ def _due(after: timedelta | None, at: str | None) -> timedelta | datetime | None
 # From words to arguments
 
 def read_arguments(
-    task: Task[..., Any], words: Sequence[str], as_json: str | None = None
+    task: Task[..., Any], words: Sequence[str], as_json: str | None = None, option: str = "--json"
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The call that `words` (or one JSON text) spell out for `task`."""
+    """The call that `words` (or the JSON text of `option`) spell out for `task`."""
     if as_json is not None:
         if words:
-            raise click.UsageError("--json gives all the arguments; leave out the others")
-        return _from_json(as_json)
+            raise click.UsageError(f"{option} gives all the arguments; leave out the others")
+        return _from_json(as_json, option)
     hints = revive.hints_of(task.function)
     places = [p for p in inspect.signature(task.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     args: list[Any] = []
@@ -145,7 +146,7 @@ def read_arguments(
     for word in words:
         keyword = KEYWORD.fullmatch(word)
         if keyword:
-            _check_name(task, keyword[1], word)
+            _check_name(task, keyword[1], word, option)
             kwargs[keyword[1]] = read_value(keyword[2], hints.get(keyword[1]))
             continue
         if kwargs:
@@ -155,12 +156,12 @@ def read_arguments(
     return args, kwargs
 
 
-def _check_name(task: Task[..., Any], name: str, word: str) -> None:
+def _check_name(task: Task[..., Any], name: str, word: str, option: str) -> None:
     parameters = inspect.signature(task.function).parameters
     if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise OptionError(
             f"{task.name} has no parameter {name!r}{near_miss(name, parameters) or '.'}"
-            f" If {word!r} is a text: --json {shlex.quote(json.dumps([word]))}"
+            f" If {word!r} is a text: {option} {shlex.quote(json.dumps([word]))}"
         )
 
 
@@ -174,13 +175,13 @@ def read_value(word: str, hint: Any = None) -> Any:
         return word
 
 
-def _from_json(text: str) -> tuple[list[Any], dict[str, Any]]:
+def _from_json(text: str, option: str) -> tuple[list[Any], dict[str, Any]]:
     try:
         value = payload.loads(text)
     except PayloadError as error:
-        raise click.UsageError(f"--json: {error}") from None
+        raise click.UsageError(f"{option}: {error}") from None
     if isinstance(value, list):
         return value, {}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return [], value
-    raise click.UsageError("--json: expected an object of arguments by name, or an array of them by place")
+    raise click.UsageError(f"{option}: expected an object of arguments by name, or an array of them by place")

@@ -67,8 +67,7 @@ def chosen(ctx: click.Context) -> Chosen:
 def queue(ctx: click.Context) -> Iterator[Store]:
     """The queue's store, with a schema that has been checked; closed at the end."""
     app = chosen(ctx).app_or_bare()
-    if app.settings.is_memory:
-        raise ConfigError("memory:// keeps the queue inside the process that uses it; another cannot look into it")
+    _refuse_memory(app)
     store = app.open_store("pgcron cli", size=1)
     try:
         store.check_schema()
@@ -76,6 +75,23 @@ def queue(ctx: click.Context) -> Iterator[Store]:
     finally:
         store.close()
         app.close()
+
+
+@contextmanager
+def opened(ctx: click.Context, *, with_tasks: bool = False) -> Iterator[PgCron]:
+    """The app on its queue, whose schema has been checked; closed at the end."""
+    app = chosen(ctx).app() if with_tasks else chosen(ctx).app_or_bare()
+    _refuse_memory(app)
+    try:
+        app.store.check_schema()
+        yield app
+    finally:
+        app.close()
+
+
+def _refuse_memory(app: PgCron) -> None:
+    if app.settings.is_memory:
+        raise ConfigError("memory:// keeps the queue inside the process that uses it; another cannot look into it")
 
 
 # The development database, for every command in its folder

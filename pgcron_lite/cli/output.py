@@ -20,7 +20,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COLOURS = {
     "done": "green", "ok": "green", "failed": "red", "stuck": "red", "silent": "red", "running": "cyan",
-    "cancelled": "yellow", "stopping": "yellow", "paused": "yellow",
+    "missed": "red", "late": "red", "cancelled": "yellow", "stopping": "yellow", "paused": "yellow",
+    "skipped": "yellow", "deleted": "yellow", "retired": "yellow", "off": "yellow", "new": "green", "changed": "cyan",
+    "gone": "yellow",
 }
 
 
@@ -86,6 +88,21 @@ def block(text: str, indent: str = "    ") -> str:
 
 def iso(value: datetime | None) -> str | None:
     return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def utc(value: datetime | None) -> str:
+    """To the second, in a column whose heading says UTC."""
+    return "-" if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def coming(then: datetime, now: datetime) -> str:
+    """How far off a moment is: `in 3 h 5 m`, or for how long it has been due."""
+    return f"in {span(then - now)}" if then > now else f"due for {span(now - then)}"
+
+
+def upcoming(then: datetime | None, now: datetime) -> str:
+    """Both, in a column whose heading says UTC."""
+    return "-" if then is None else f"{utc(then)}, {coming(then, now)}"
 
 
 def span(value: timedelta | float) -> str:

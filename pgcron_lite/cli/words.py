@@ -1,15 +1,16 @@
-"""How words of the command line are read: spans of time, ids of jobs."""
+"""How words of the command line are read: spans of time, moments, ids of jobs."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import click
 
 from .. import moment
 from ..errors import OptionError
+from ..zone import EPOCH
 
 
 class Span(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
@@ -37,3 +38,18 @@ class JobId(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # as abov
         if found is None:
             self.fail(f"{value!r} is not a job's id; expected 12, #12 or mail.send#12", param, ctx)
         return int(found[1])
+
+
+def read_moment(text: str, zone: tzinfo, option: str) -> datetime:
+    """A time with a zone, or one on the clock of `zone`; in UTC."""
+    try:
+        found = datetime.fromisoformat(text)
+        found = found.replace(tzinfo=zone) if found.tzinfo is None else found
+        if not timedelta(0) <= found - EPOCH <= timedelta(days=2_500_000):
+            raise ValueError(text)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is not a time from 1970 on; expected 2026-03-28, 2026-03-28T12:00 or 2026-03-28T12:00Z",
+            param_hint=option,
+        ) from None
+    return found.astimezone(UTC)

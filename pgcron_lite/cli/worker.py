@@ -1,4 +1,4 @@
-"""`pgcron worker`: run jobs until told to stop."""
+"""`pgcron worker`: run jobs until told to stop. `pgcron scheduler`: keep the schedules and run nothing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,29 @@ def worker_options(command: F) -> F:
                          help="Run jobs in greenlets instead of threads; patches before your code is imported."),
             click.option("--grace", type=Span(), metavar="SPAN",
                          help="How long running jobs may take to finish when the worker stops. [setting: grace]"),
-            click.option("--log-format", type=click.Choice(logs.FORMATS), envvar="PGCRON_LOG_FORMAT",
-                         help="Default: text on a terminal, logfmt elsewhere, nothing if your app has set up logging."),
-            click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info",
-                         envvar="PGCRON_LOG_LEVEL", show_default=True),
+            log_options,
         )
     ):
         command = option(command)
     return command
+
+
+def log_options(command: F) -> F:
+    """What a process says of itself, and how."""
+    command = click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info",
+                           envvar="PGCRON_LOG_LEVEL", show_default=True)(command)
+    return click.option(
+        "--log-format", type=click.Choice(logs.FORMATS), envvar="PGCRON_LOG_FORMAT",
+        help="Default: text on a terminal, logfmt elsewhere, nothing if your app has set up logging.",
+    )(command)
+
+
+def end_options(command: F) -> F:
+    """When a process ends by itself."""
+    command = click.option("--fail-fast", is_flag=True,
+                           help="End with 69 if the database is not there, instead of waiting.")(command)
+    return click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="N",
+                        help="End after N seconds, as if told to stop.")(command)
 
 
 @click.command()
@@ -42,9 +57,8 @@ def worker_options(command: F) -> F:
 @click.option("--processes", type=click.IntRange(1, 256), default=1, metavar="N",
               help="Run N worker processes under one that restarts them.")
 @click.option("--drain", is_flag=True, help="End when nothing is due any more.")
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="N",
-              help="End after N seconds, as if told to stop.")
-@click.option("--fail-fast", is_flag=True, help="End with 69 if the database is not there, instead of waiting.")
+@click.option("--no-scheduler", is_flag=True, help="Leave the schedules to other workers, or to pgcron scheduler.")
+@end_options
 @click.pass_context
 def worker(
     ctx: click.Context,
@@ -56,6 +70,7 @@ def worker(
     log_level: str,
     processes: int,
     drain: bool,
+    no_scheduler: bool,
     max_seconds: float | None,
     fail_fast: bool,
 ) -> None:
@@ -79,5 +94,26 @@ def worker(
         max_seconds=max_seconds,
         grace=grace,
         fail_fast=fail_fast,
+        scheduler=not no_scheduler,
     )
     process.leave(code)
+
+
+@click.command()
+@log_options
+@end_options
+@click.pass_context
+def scheduler(
+    ctx: click.Context, log_format: logs.Format | None, log_level: str, max_seconds: float | None, fail_fast: bool
+) -> None:
+    """Keep the schedules, and run no jobs.
+
+    Every worker keeps them too, so this is needed only beside workers that are told not to (--no-scheduler). Any number
+    of them may run; signals and exit codes are those of a worker.
+    """
+    from .. import process
+
+    app = chosen(ctx).app()
+    logs.set_up(log_format, log_level)
+    app.settings.url()
+    process.leave(process.run_worker(app, jobs=False, max_seconds=max_seconds, fail_fast=fail_fast))

@@ -37,7 +37,7 @@ def list_workers(ctx: click.Context, as_json: bool) -> None:
             (
                 str(w.id)[:8], condition(w, lease), w.host, w.pid, w.mode, w.running, w.slots,
                 output.ago(w.started_at, now), output.ago(now - timedelta(seconds=w.silent_seconds), now),
-                ", ".join(w.queues),
+                ", ".join(w.queues) or "none, keeps schedules",
             )
             for w in found
         ],

@@ -89,7 +89,10 @@ def _surroundings(cron: PgCron) -> Surroundings:
 
 # The commands. Flask finds `jobs` by its entry point, before it has imported anything of the user's.
 
-COMMANDS = ("worker", "migrate", "enqueue", "tasks", "queues", "workers", "health", "version")
+COMMANDS = (
+    "worker", "scheduler", "migrate", "enqueue", "schedules", "import-crontab", "tasks", "queues", "workers", "health",
+    "version",
+)
 
 
 class Commands(Nouns):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from ..ticks import Change, Entry, Move, Tick
+from ..ticks import EARLY, Change, Entry, Move, Tick
 from .rows import as_json
 from .statements import Run, Statements
 
@@ -57,6 +57,8 @@ class Planning(Statements):
     def add_ticks(self, schedule: str, ticks: Sequence[Tick]) -> dict[datetime, int]:
         """Add runs beside the plan; the ids of their jobs. A tick that ran, or is to run, is left as it is."""
         with self._transaction() as run:
+            # First the schedule, then its ticks: in the order in which a planner takes them.
+            run("select s.name from pgcron.schedules as s where s.name = %(name)s for update", {"name": schedule})
             return _note(run, [(schedule, tick) for tick in ticks])
 
 
@@ -87,12 +89,12 @@ def _due(run: Run, limit: int) -> list[Any]:
                    select from pgcron.ticks as t where t.schedule = s.name and t.outcome is null
                ) as is_busy
         from pgcron.schedules as s
-        where s.plan_at <= pgcron.clock()
+        where s.plan_at <= pgcron.clock() + %(early)s
         order by s.plan_at
         limit %(limit)s
         for update of s skip locked
         """,
-        {"limit": limit},
+        {"limit": limit, "early": EARLY},
     )
 
 
@@ -166,13 +168,15 @@ def _note(run: Run, ticks: Sequence[tuple[str, Tick]]) -> dict[datetime, int]:
                 finished_at = null
             -- What was left out once may be asked for by hand; nothing else is done twice.
             where t.outcome = 'skipped' and excluded.kind = 'backfill'
-            returning t.schedule, t.tick, t.job_id
+            returning t.schedule, t.tick, t.kind, t.job_id
         ),
         counted as (
             update pgcron.schedules as s
             set runs = s.runs + n.times
             from (
-                select n.schedule, count(*) as times from noted as n where n.job_id is not null
+                select n.schedule, count(*) as times
+                from noted as n
+                where n.job_id is not null and n.kind = 'tick'
                 group by n.schedule
             ) as n
             where s.name = n.schedule

@@ -103,7 +103,7 @@ class ScheduleDesk(Statements):
         with self._transaction() as run:
             if _origin(run, name) is None:
                 return False
-            run("select pgcron.withdraw(%(name)s, false, 'paused')", {"name": name})
+            run("select pgcron.withdraw(%(name)s, true, 'paused')", {"name": name})
             run(
                 """
                 update pgcron.schedules as s

@@ -26,6 +26,7 @@ from pgcron_lite import PgCron, Snooze, current_job
 from pgcron_lite.heart import Heart
 
 app = PgCron("faults")
+app.enable_shell()
 
 
 def note(what: str) -> None:

@@ -1,5 +1,6 @@
 """Rows 9-16 of the fault catalogue and the deploy: a worker that is told to stop loses nothing and costs nothing."""
 
+import json
 import os
 import signal
 import time
@@ -231,3 +232,19 @@ def test_a_stop_is_not_delayed_by_a_database_that_holds_a_lock(queue: Queue, wor
         admin.execute("lock table pgcron.jobs in access exclusive mode")
 
         assert worker.stop() == 0
+
+
+@pytest.mark.row(28)
+def test_a_command_does_not_outlive_the_worker_that_handed_its_job_back(
+    queue: Queue, workers: Workers, tmp_path: Path
+) -> None:
+    noted = tmp_path / "pid"
+    worker = workers.start(grace="0.2s", env=SLOW)
+    args = json.dumps({"command": f"sleep 300 & echo $! > {noted}; wait"})
+    job_id = queue.rows("select pgcron.enqueue('pgcron.shell', %s) as id", args)[0].id
+    eventually(lambda: noted.exists() and noted.read_text().strip())
+
+    assert worker.stop() == 0
+
+    assert queue.state(job_id) == "queued"
+    eventually(lambda: not Path(f"/proc/{noted.read_text().strip()}").exists())

@@ -252,7 +252,7 @@ begin
                            select
                            from pgcron.ticks as later
                            where later.schedule = t.schedule and later.outcome is null and later.kind = 'tick'
-                             and later.due_at <= moment and (later.due_at, later.tick) > (t.due_at, t.tick)
+                             and later.due_at <= moment and later.tick > t.tick
                        ) then 'missed; a later tick stands for it'
                        else 'go'
                    end as fate
