@@ -12,6 +12,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, Unpack, cast, overload
 
@@ -29,6 +30,7 @@ from .task import Task, check_function, header_texts, task_options, written_name
 if TYPE_CHECKING:
     from .memory import MemoryStore
     from .pg.store import PostgresStore
+    from .testing.stage import Stage
 
     Store: TypeAlias = MemoryStore | PostgresStore
 
@@ -68,6 +70,9 @@ class PgCron:
         self._store: Store | None = None
         self._opening = threading.Lock()
         self._frozen_by: str | None = None
+        # The test block that this app stands in, and the settings that hold there before all others.
+        self.stage: Stage | None = None
+        self._overruling: tuple[str, Mapping[str, Any]] = ("", {})
 
     def __repr__(self) -> str:
         return f"<PgCron {self.name!r}>"
@@ -245,7 +250,9 @@ class PgCron:
         if conn is None:
             ids = self.store.enqueue(jobs)
         elif self.settings.is_memory:
-            raise OptionError("conn=...: the memory store has no transactions; pass a conn only with PostgreSQL")
+            if self.stage is None:
+                raise OptionError("conn=...: the memory store has no transactions; pass a conn only with PostgreSQL")
+            ids = self.store.enqueue(jobs)
         else:
             from .pg.callers import enqueue_on
 
@@ -253,6 +260,8 @@ class PgCron:
         if self.events.wants("job_enqueued"):
             for job, job_id in zip(jobs, ids, strict=True):
                 self.events.send("job_enqueued", task=job.task, job_id=job_id)
+        if self.stage is not None:
+            self.stage.enqueued_on(conn)
         return ids
 
     def complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool:
@@ -294,6 +303,28 @@ class PgCron:
                 " Import the module that defines it before starting the worker."
             ) from None
 
+    def testing(
+        self,
+        *,
+        at: str | datetime | None = None,
+        tz: str = "UTC",
+        clock: Any = None,
+        inline: bool = False,
+        raises: bool = False,
+        schedules: bool = True,
+        **settings: Any,
+    ) -> Stage:
+        """This app under test: `with app.testing(at="2026-03-28 12:00") as t: ...`. Afterwards it is as it was.
+
+        Its queue is in memory, where `at` is the time and `t.advance()` lets it pass; or in the database at `url=`.
+        `inline` runs jobs as they are enqueued; `raises` brings out what tasks raise. `settings` as for `PgCron`.
+        """
+        from .testing.stage import Stage
+
+        return Stage(
+            self, at=at, tz=tz, clock=clock, inline=inline, raises=raises, schedules=schedules, **settings
+        )
+
     def run_worker(self, **options: Any) -> None:
         """Run a worker until it is told to stop, then exit the process. See `process.WorkerOptions`."""
         from . import process
@@ -313,7 +344,9 @@ class PgCron:
 
     def _read_settings(self) -> config.Settings:
         source, configured = self._configured or ("", {})
-        return config.from_environment().with_values(configured, source).with_values(self._given, repr(self))
+        settings = config.from_environment().with_values(configured, source).with_values(self._given, repr(self))
+        by, overruling = self._overruling
+        return settings.with_values(overruling, by)
 
     def _add(self, task: Task[..., Any]) -> None:
         earlier = self.tasks.get(task.name)
@@ -334,6 +367,9 @@ class PgCron:
         from .memory import MemoryStore
 
         if self._store is not None:
+            return self._store
+        if self.stage is not None:
+            self._store = self.stage.store
             return self._store
         if os.environ.get("DYNO"):
             warnings.warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -36,8 +37,13 @@ class Ended:
     error: BaseException | None = None
 
 
-def run(app: PgCron, job: Job, is_stopping: Callable[[], bool] = lambda: False) -> Ended:
-    """Run `job`'s task once. Never raises: whatever the task does becomes an outcome."""
+def run(
+    app: PgCron,
+    job: Job,
+    is_stopping: Callable[[], bool] = lambda: False,
+    luck: Callable[[], float] = random.random,
+) -> Ended:
+    """Run `job`'s task once. Never raises: whatever the task does becomes an outcome. `luck` is for the backoff."""
     started = time.perf_counter()
     token = running.set(Running(app, job, is_stopping))
     task: Task[..., Any] | None = None
@@ -48,7 +54,7 @@ def run(app: PgCron, job: Job, is_stopping: Callable[[], bool] = lambda: False) 
     except BaseException as raised:
         # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker goes on.
         policy = RetryPolicy(max_attempts=job.max_attempts) if task is None else task.settings.policy
-        outcome, error = _failed(job, raised, policy), raised
+        outcome, error = _failed(job, raised, policy, luck), raised
     finally:
         running.reset(token)
     return Ended(job, outcome, time.perf_counter() - started, error)
@@ -123,10 +129,10 @@ class UnreadableArguments(PayloadError):
     """The stored arguments cannot be decoded, and never will be."""
 
 
-def _failed(job: Job, error: BaseException, policy: RetryPolicy) -> Outcome:
+def _failed(job: Job, error: BaseException, policy: RetryPolicy, luck: Callable[[], float]) -> Outcome:
     if isinstance(error, (UnfitResult, UnreadableArguments)):
         policy = RetryPolicy(discard_on=(type(error),))
-    return decide(job, error, policy, describe(job, error))
+    return decide(job, error, policy, describe(job, error), luck)
 
 
 def thrown_off(job: Job, error: BaseException) -> Ended:

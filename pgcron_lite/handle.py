@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import payload
+from .clock import monotonic
 from .errors import JobCancelled, JobFailed, UnknownJob, WaitTimeout
 from .job import Job, State
 
@@ -54,10 +55,13 @@ class Handle(Generic[R]):
 
         Raises `JobFailed`, `JobCancelled`, or `WaitTimeout` after `timeout` seconds; the job goes on regardless.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._app.stage is not None:
+            # Nobody else runs jobs there, so nothing would end while we wait.
+            self._app.stage.wait_for(self)
+        deadline = None if timeout is None else monotonic() + timeout
         pause = FIRST_LOOK
         while not (job := self.job()).is_final:
-            remaining = pause if deadline is None else min(pause, deadline - time.monotonic())
+            remaining = pause if deadline is None else min(pause, deadline - monotonic())
             if remaining <= 0:
                 raise WaitTimeout(f"{job} is still {job.state} after {timeout:g} s; it goes on")
             time.sleep(remaining)

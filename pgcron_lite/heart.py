@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from . import green
+from .clock import monotonic
 from .errors import DatabaseUnavailable, SchemaMismatch
 from .wake import Wake
 
@@ -40,7 +41,7 @@ class Heart:
         self.failure: BaseException | None = None
         self.is_refused = False
         self.trouble: str | None = None
-        self.last_beat = time.monotonic()
+        self.last_beat = monotonic()
         self.store: Store | None = None
         self._open_store = open_store
         self._report = report
@@ -56,14 +57,14 @@ class Heart:
         """Stop beating and close the connection; waits a moment for it."""
         self._stopping = True
         self._wake.ring()
-        deadline = time.monotonic() + patience
-        while not self._stopped and time.monotonic() < deadline:
+        deadline = monotonic() + patience
+        while not self._stopped and monotonic() < deadline:
             time.sleep(0.005)
 
     @property
     def silence(self) -> float:
         """Seconds since the last beat."""
-        return time.monotonic() - self.last_beat
+        return monotonic() - self.last_beat
 
     def go_on_as(self, worker: uuid.UUID) -> None:
         """Beat for a new identity, after the old one was declared dead."""
@@ -76,9 +77,9 @@ class Heart:
             self.store = self._open_store()
             beat_at = 0.0
             while not self._stopping:
-                if time.monotonic() >= beat_at:
-                    beat_at = time.monotonic() + self._beat()
-                self._wake.wait(max(0.0, beat_at - time.monotonic()))
+                if monotonic() >= beat_at:
+                    beat_at = monotonic() + self._beat()
+                self._wake.wait(max(0.0, beat_at - monotonic()))
         except BaseException as error:
             self.failure = error
             self._tell()
@@ -94,7 +95,7 @@ class Heart:
         running, idle_loop, stopping = self._report()
         try:
             if self.store.beat(worker, running, idle_loop, stopping):
-                self.last_beat, self.trouble = time.monotonic(), None
+                self.last_beat, self.trouble = monotonic(), None
             elif worker == self.worker:
                 self.is_refused = True
                 self._tell()

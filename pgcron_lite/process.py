@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from . import green, plan, supervise
+from .clock import monotonic
 from .errors import DatabaseUnavailable, LoginRefused, PgCronError
 from .heart import Guard, Guarded, Heart
 from .job import WorkerCard
@@ -201,20 +201,20 @@ class Process:
 
     def _loop(self, worker: Worker, heart: Heart) -> None:
         """Turn the worker until it is to stop and nothing runs any more, or the grace is over."""
-        ends = None if self.options.max_seconds is None else time.monotonic() + self.options.max_seconds
+        ends = None if self.options.max_seconds is None else monotonic() + self.options.max_seconds
         while True:
             wait = worker.step()
             self._heed(worker, heart)
-            if ends is not None and time.monotonic() >= ends:
+            if ends is not None and monotonic() >= ends:
                 self._stop(worker, f"{self.options.max_seconds:g} s are over")
             if self.options.drain and not worker.stopping and _is_drained(worker):
                 self._stop(worker, "nothing is due")
             if worker.stopping:
                 if worker.is_idle() or self._grace_is_over(worker):
                     return
-                wait = min(wait, 1.0, max(0.0, (self._deadline or 0.0) - time.monotonic()))
+                wait = min(wait, 1.0, max(0.0, (self._deadline or 0.0) - monotonic()))
             if ends is not None:
-                wait = min(wait, max(0.0, ends - time.monotonic()))
+                wait = min(wait, max(0.0, ends - monotonic()))
             self._sleep(worker, wait)
 
     def _sleep(self, worker: Worker, seconds: float) -> None:
@@ -282,7 +282,7 @@ class Process:
             return
         worker.stop()
         grace = self.options.grace.total_seconds()
-        self._deadline = time.monotonic() + grace
+        self._deadline = monotonic() + grace
         running = worker.slots.busy
         doing = f"{running} job{'s' if running != 1 else ''} running, waiting up to {grace:g} s" if running else "idle"
         logger.info("stopping (%s): %s.%s", why, doing, hint)
@@ -290,7 +290,7 @@ class Process:
         self._wake.ring()
 
     def _grace_is_over(self, worker: Worker) -> bool:
-        now = time.monotonic()
+        now = monotonic()
         if self._deadline is not None and now >= self._deadline:
             return True
         if now - self._said_at >= 5.0:
@@ -326,7 +326,7 @@ class Process:
         worker = self._worker
         if worker is None:
             return 0, 0.0, False
-        return worker.slots.busy, time.monotonic() - worker.turned_at, worker.stopping
+        return worker.slots.busy, monotonic() - worker.turned_at, worker.stopping
 
     def _watched(self) -> Iterator[tuple[Guarded, float]]:
         """Whose statements the guard ends, and after how many seconds."""
@@ -348,6 +348,9 @@ def leave(code: int) -> None:
         logger.warning("tasks left threads behind that do not end: %s", ", ".join(others))
     if not slots and not others:
         sys.exit(code)
+    if "pgcron_lite.shell" in sys.modules:
+        # Their jobs have been handed back, and nobody would watch these commands any more.
+        sys.modules["pgcron_lite.shell"].kill_all()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

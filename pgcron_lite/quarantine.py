@@ -8,9 +8,10 @@ them one after the other.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Literal
+
+from .clock import Clock, monotonic
 
 QUIET_SECONDS, PAUSE_SECONDS, TRIES = 10.0, 5.0, 2
 LONGEST_TURN = 30.0
@@ -21,12 +22,13 @@ Step = Literal["take", "wait", "go on"]
 class Quarantine:
     """Decides, and remembers what was decided. Asks for suspects at most every `interval` seconds."""
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, clock: Clock = monotonic) -> None:
         self.is_occupied = False
         # A suspect was found just now: who leaves one often leaves many.
         self.may_have_more = False
         self.quiet_until = self.next_try = 0.0
         self._interval = interval
+        self._clock = clock
         self._tries = 0
         self._since = 0.0
 
@@ -34,7 +36,7 @@ class Quarantine:
         """What to do before the next claim: take a suspect, wait for quiet, or go on as usual."""
         if self.is_others_turn:
             return "go on"
-        now = time.monotonic()
+        now = self._clock()
         if not is_busy or self._tries >= TRIES:
             return "take"
         if now < self.quiet_until:
@@ -54,11 +56,11 @@ class Quarantine:
     @property
     def is_others_turn(self) -> bool:
         """Is it too early to ask for a suspect?"""
-        return time.monotonic() < self.next_try
+        return self._clock() < self.next_try
 
     def took(self, found: bool, *, is_busy: bool) -> None:
         """A suspect was asked for, and `found` or not."""
-        now = time.monotonic()
+        now = self._clock()
         self.quiet_until, self._tries, self._since = 0.0, 0, now
         self.is_occupied, self.may_have_more = found and not is_busy, found
         self.next_try = now + (0.0 if found else self._interval)
@@ -66,7 +68,7 @@ class Quarantine:
     def ended(self) -> None:
         """Nothing runs any more. After a suspect, the others have as long a turn as it had."""
         if self.is_occupied:
-            now = time.monotonic()
+            now = self._clock()
             self.is_occupied = False
             self.next_try = now + min(now - self._since, LONGEST_TURN)
 

@@ -7,11 +7,11 @@ only makes the watch begin again.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .clock import Clock, monotonic
 from .job import Job
 
 if TYPE_CHECKING:
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 class Reaper:
     """Watches every worker's beat but our own. Any number of reapers may work side by side."""
 
-    def __init__(self, store: Store, lease_seconds: float) -> None:
+    def __init__(self, store: Store, lease_seconds: float, clock: Clock = monotonic) -> None:
         self.lease_seconds = lease_seconds
         self.interval = min(5.0, lease_seconds / 6)
         self._store = store
+        self._clock = clock
         self._generation = -1
         self._seen: dict[uuid.UUID, tuple[int, float]] = {}
 
     def step(self, me: uuid.UUID, pulses: Mapping[uuid.UUID, int]) -> list[Job]:
         """Take every beat as it was just seen; bury whose has not moved, and return the jobs that were rescued."""
-        now = time.monotonic()
+        now = self._clock()
         if self._store.generation != self._generation:
             # The connection is a new one: for a while nobody could beat, or we could not see it.
             self._seen.clear()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -125,8 +125,14 @@ class RetryPolicy:
         return min(own, limit), self.backoff
 
 
-def decide(job: Job, error: BaseException, policy: RetryPolicy, described: dict[str, Any]) -> Outcome:
-    """What becomes of `job` now that its attempt raised `error`."""
+def decide(
+    job: Job,
+    error: BaseException,
+    policy: RetryPolicy,
+    described: dict[str, Any],
+    luck: Callable[[], float] = random.random,
+) -> Outcome:
+    """What becomes of `job` now that its attempt raised `error`. `luck` in 0..1 places a retry within its jitter."""
     assert job.claim is not None
     if isinstance(error, Snooze):
         return Outcome(job.id, job.claim, "queued", delay=error.delay.total_seconds(), gives_back=True)
@@ -139,7 +145,7 @@ def decide(job: Job, error: BaseException, policy: RetryPolicy, described: dict[
     if job.attempt >= allowed:
         return Outcome(job.id, job.claim, "failed", error=described)
     # Not cryptography: the jitter only keeps jobs that failed together from coming back together.
-    wait = asked.total_seconds() if asked is not None else backoff.seconds(job.attempt, random.random())
+    wait = asked.total_seconds() if asked is not None else backoff.seconds(job.attempt, luck())
     return Outcome(job.id, job.claim, "queued", error=described, delay=wait)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from . import plan, ticks
-from .errors import DatabaseRefused
+from .clock import Clock, monotonic
+from .errors import DatabaseRefused, OptionError
 from .execute import Ended, describe
 from .job import Job, Look, Outcome, hand_back
 from .moment import in_utc
@@ -28,35 +27,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pgcron_lite.schedules")
 
-# When somebody else is deciding ticks, look again after this.
-OTHERS_TURN_SECONDS = 1.0
+# When somebody else is deciding ticks, look again after this; and stop giving way when it has taken them so long:
+# who holds the lock may be no scheduler at all.
+OTHERS_TURN_SECONDS, MOST_OTHERS_TURNS = 1.0, 8
 PRUNE_SECONDS = 600.0
-# What a planner takes at once; if there is that much, there is more.
-BATCH = 200
+# What a planner takes at once; if there is that much, there is more. A worker has jobs to begin in between.
+BATCH = 20
 
 
 class Scheduler:
     """One worker's part in keeping the schedules."""
 
-    def __init__(self, app: PgCron, store: Store, *, plans: bool = True) -> None:
+    def __init__(
+        self, app: PgCron, store: Store, *, plans: bool = True, clock: Clock = monotonic, pings: Pings | None = None
+    ) -> None:
         self.due_at = math.inf
+        # In how many seconds the first job that the last step has made is due.
+        self.first_in = math.inf
         self._app = app
         self._store = store
         self._plans = plans
-        self._pings = Pings()
-        self._prune_at = time.monotonic() + PRUNE_SECONDS
+        self._clock = clock
+        self._pings = Pings() if pings is None else pings
+        self._prune_at = clock() + PRUNE_SECONDS
         self._troubled: dict[str, str] = {}
+        self._others_turns, self._batch = 0, BATCH
 
     def heed(self, look: Look) -> None:
         """Act on what a look at the table has shown."""
         if self._plans and look.plan_in is not None:
-            self.due_at = time.monotonic() + max(0.0, look.plan_in)
+            self.due_at = self._clock() + max(0.0, look.plan_in)
         if look.ticks_want_watching:
             self._watch()
 
     def step(self) -> bool:
-        """Have ticks decided. True if that made jobs."""
-        self.due_at = math.inf
+        """Have ticks decided. True if that made jobs; the first is due in `first_in` seconds."""
+        self.due_at = self.first_in = math.inf
         moves = self._plan()
         if moves is None:
             return False
@@ -67,7 +73,7 @@ class Scheduler:
             # What has just been declared. Before that, all was decided as it was declared at the time.
             moves += self._plan() or []
             moves += [self._start(change.name) for change in changes if change.starts]
-        return any(tick.job is not None for move in moves for tick in move.ticks)
+        return self.first_in < math.inf
 
     def admit(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Ended]]:
         """Those that may begin, and what becomes of the others: jobs of ticks may come too late, or too early."""
@@ -76,7 +82,8 @@ class Scheduler:
             return list(jobs), []
         if self._plans and any(_is_late(job) for job in of_ticks):
             # There may have been later ticks meanwhile, one of which stands for it.
-            self._plan()
+            while self._plan() and self.due_at == 0.0:
+                pass
         admissions = self._store.admit([job.id for job in of_ticks])
         let_in, turned_away = [], []
         for job in jobs:
@@ -91,45 +98,56 @@ class Scheduler:
                 let_in.append(self._let_in(job, admission))
         return let_in, turned_away
 
-    def ended(self, jobs: Sequence[Job]) -> None:
-        """These have ended, and it is written: note it with their ticks."""
+    def ended(self, jobs: Sequence[Job]) -> bool:
+        """These have ended, and it is written: note it with their ticks. True if others may have waited for it."""
         of_ticks = [job.id for job in jobs if plan.SCHEDULE in job.headers]
         if of_ticks:
             closings = self._store.close_ticks(of_ticks)
             if self._plans and any(closing.goes_on for closing in closings):
                 self.due_at = 0.0
             self._noted(closings)
+            return len(closings) < len(of_ticks) or any(closing.frees for closing in closings)
+        return False
 
     def close(self, seconds: float) -> None:
         """Wait at most so long for reports that are on their way."""
         self._pings.close(seconds)
 
     def _plan(self) -> list[Move] | None:
-        made: list[Move] = []
-        batch = BATCH
-        while True:
-            judged: list[Entry] = []
+        """One batch; there are jobs to be claimed between two of them. None: it is others' turn."""
+        judged: list[Entry] = []
+        judged_at = datetime.min
 
-            def decide(entry: Entry, now: datetime, judged: list[Entry] = judged) -> Move:
-                judged.append(entry)
-                return ticks.decide(entry, now)
+        def decide(entry: Entry, now: datetime) -> Move:
+            nonlocal judged_at
+            judged.append(entry)
+            judged_at = now
+            return ticks.decide(entry, now)
 
-            try:
-                moves = self._store.plan(decide, limit=batch)
-            except DatabaseRefused as error:
-                # Something in one of them cannot be stored: go one by one, and leave that one out.
-                if len(judged) == 1:
-                    self._set_aside(judged[0].name, str(error))
-                batch = 1
-                continue
-            if moves is None:
-                self.due_at = time.monotonic() + OTHERS_TURN_SECONDS
-                return None
-            for move in moves:
-                self._look_at(move)
-            made += moves
-            if len(judged) < batch:
-                return made
+        try:
+            gives_way = self._others_turns < MOST_OTHERS_TURNS
+            moves = self._store.plan(decide, limit=self._batch, gives_way=gives_way)
+        except DatabaseRefused as error:
+            # Something in one of them cannot be stored: go one by one, and leave that one out.
+            if len(judged) == 1:
+                self._set_aside(judged[0].name, str(error))
+            self._batch, self.due_at = 1, 0.0
+            return []
+        if moves is None:
+            self._others_turns += 1
+            self.due_at = self._clock() + OTHERS_TURN_SECONDS
+            return None
+        self._others_turns = 0
+        if len(judged) == self._batch:
+            self.due_at = 0.0
+        else:
+            self._batch = BATCH
+        for move in moves:
+            self._look_at(move)
+        due = [tick.due_at for move in moves for tick in move.ticks if tick.job is not None]
+        if due:
+            self.first_in = min(self.first_in, max(0.0, (min(due) - judged_at).total_seconds()))
+        return moves
 
     def _set_aside(self, name: str, trouble: str) -> None:
         """A schedule whose ticks the database refuses: others are not to wait behind it."""
@@ -154,9 +172,13 @@ class Scheduler:
     def _start(self, name: str) -> Move:
         """Run a schedule once because its code has come to life."""
         now = self._store.now()
-        view = self._store.schedules(name)[0]
-        tick = Tick(now, now, view.schedule.job(now, now), kind="start")
+        [view] = self._store.schedules(name)
+        try:
+            tick = Tick(now, now, view.schedule.job(now, now), kind="start")
+        except OptionError:  # it is stuck, which has been said
+            return Move(name, 0, now, None)
         self._store.add_ticks(name, [tick])
+        self.first_in = 0.0
         return Move(name, 0, now, None, (tick,))
 
     def _let_in(self, job: Job, admission: Admission) -> Job:
@@ -169,7 +191,7 @@ class Scheduler:
         told = {plan.CAUGHT_UP: "yes"} if admission.is_late or admission.kind == "backfill" else {}
         if admission.previous is not None:
             told[plan.PREVIOUS] = admission.previous.isoformat()
-        return replace(job, headers={**job.headers, **told})
+        return job.changed(headers={**job.headers, **told}) if told else job
 
     def _watch(self) -> None:
         closings, alarms = self._store.watch()
@@ -180,9 +202,9 @@ class Scheduler:
                 continue
             logger.error("schedule %s: the run of %s is still going on", alarm.schedule, in_utc(alarm.tick))
             self._app.events.send("schedule_late", schedule=alarm.schedule, tick=alarm.tick, job_id=alarm.job_id)
-        if time.monotonic() >= self._prune_at:
+        if self._clock() >= self._prune_at:
             gone = self._store.prune_ticks(self._app.settings.keep_failed)
-            self._prune_at = time.monotonic() + (1.0 if gone >= 1000 else PRUNE_SECONDS)
+            self._prune_at = self._clock() + (1.0 if gone >= 1000 else PRUNE_SECONDS)
 
     def _missed(self, schedule: str, tick: datetime) -> None:
         logger.error("schedule %s missed its tick of %s", schedule, in_utc(tick))

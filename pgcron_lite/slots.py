@@ -15,11 +15,11 @@ import os
 import queue
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from . import execute
+from .clock import Clock, monotonic
 from .errors import PgCronError
 from .execute import Ended
 from .job import Job
@@ -44,6 +44,7 @@ class Slots:
         tell: Callable[[], None],
         is_stopping: Callable[[], bool],
         patience: float = math.inf,
+        clock: Clock = monotonic,
     ) -> None:
         self.count = count
         self.enough = 1
@@ -52,6 +53,7 @@ class Slots:
         self._tell = tell
         self._is_stopping = is_stopping
         self._patience = patience
+        self._clock = clock
         # Each with the moments since when it has been ours, and since when it waits.
         self._waiting: collections.deque[tuple[Job, float, float]] = collections.deque()
         self._late: collections.deque[Job] = collections.deque()
@@ -90,7 +92,7 @@ class Slots:
 
     def put(self, *jobs: Job, since: float | None = None) -> None:
         """Give jobs to the next free slots. They have been ours `since` then, or now."""
-        now = time.monotonic()
+        now = self._clock()
         since = now if since is None else since
         self._given += len(jobs)
         self._waiting.extend([(job, since, now) for job in jobs])
@@ -150,7 +152,7 @@ class Slots:
                     return
                 self._rest()
                 continue
-            if time.monotonic() - since > self._patience:
+            if self._clock() - since > self._patience:
                 self._late.append(job)
                 self._say()
                 continue

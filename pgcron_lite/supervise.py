@@ -11,12 +11,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from .clock import monotonic
 from .errors import OptionError, PgCronError
 from .wake import Wake
 
@@ -95,7 +95,7 @@ class Supervisor:
         if self._stopping:
             # The last one's end is ours: a deploy waits for this process.
             return 1.0 if any(c.process for c in self._children) else 0.0
-        now = time.monotonic()
+        now = monotonic()
         for child in self._children:
             if child.process is None and now >= child.start_at:
                 self._start(child)
@@ -118,7 +118,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.id = uuid.uuid4()
-        child.started_at = time.monotonic()
+        child.started_at = monotonic()
         # A session of its own: Ctrl-C on the terminal reaches the parent alone, which passes it on once.
         child.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
@@ -129,7 +129,7 @@ class Supervisor:
     def _bury(self, child: Child) -> None:
         assert child.process is not None
         code, child.process = child.process.returncode, None
-        lived = time.monotonic() - child.started_at
+        lived = monotonic() - child.started_at
         if self._stopping and code in (-signal.SIGTERM, -signal.SIGINT):
             # Our signal came before it had a handler for it, so it had not begun.
             code = 0
@@ -143,7 +143,7 @@ class Supervisor:
         if code != 0:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             child.pause = FIRST_PAUSE if lived > STEADY_SECONDS else min(child.pause * 2, LONGEST_PAUSE)
-            child.start_at = time.monotonic() + child.pause
+            child.start_at = monotonic() + child.pause
             again = "" if self._stopping else f"; the next one starts in {child.pause:g} s"
             logger.error("worker process %s died (%s) after %.0f s%s", str(child.id)[:8], how, lived, again)
             self._hand_back(child)

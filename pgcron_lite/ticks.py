@@ -9,6 +9,7 @@ next minute, so a scheduler that dies is not missed before that, and nobody has 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,8 +20,11 @@ from .errors import OptionError
 from .job import NewJob
 from .moment import spoken
 from .plan import Schedule
+from .schedule import Cron, Every
 
 MARGIN, AHEAD = timedelta(seconds=30), timedelta(seconds=60)
+# Who plans takes along what would be due for it within this: many schedules are then planned together.
+EARLY = timedelta(seconds=10)
 # Later than this, a run is one that was missed.
 LATE = timedelta(seconds=60)
 # So many missed ticks are caught up with at most, the newest, and so many that are left out get a row each.
@@ -98,6 +102,8 @@ class Closing:
     ping: str | None = None
     recovered: bool = False
     goes_on: bool = False
+    # May another run of the schedule have waited for this one?
+    frees: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +197,7 @@ def _decided(schedule: Schedule, entry: Entry, now: datetime) -> Move:
     ticks = [*_missed(schedule, entry.last_tick, now), *_ahead(schedule, entry.last_tick, now)]
     ticks, is_over = _within_max_runs(schedule, entry, ticks)
     last = max([entry.last_tick, *(tick.tick for tick in ticks)])
-    ends = is_over or schedule.timing.next(last) is None
+    ends = is_over or _following(schedule.timing, last) is None
     missed = max((tick.tick for tick in ticks if now - tick.due_at > LATE), default=None)
     return Move(entry.name, entry.revision, last, None if ends else last - MARGIN, tuple(ticks), missed=missed)
 
@@ -229,12 +235,12 @@ def _within_max_runs(schedule: Schedule, entry: Entry, ticks: list[Tick]) -> tup
 
 
 def _ahead(schedule: Schedule, last_tick: datetime, now: datetime) -> Iterator[Tick]:
-    """Ticks that are not due yet: all of the next minute, and one more than `MARGIN` away in any case."""
+    """Ticks that are not due yet: all of the next minute, and one well beyond `MARGIN` in any case."""
     last = max(last_tick, now)
-    tick = schedule.timing.next(last)
-    while tick is not None and (tick <= now + AHEAD or last <= now + MARGIN):
+    tick = _following(schedule.timing, last)
+    while tick is not None and (tick <= now + AHEAD or last <= now + MARGIN + EARLY):
         yield _with_job(schedule, tick)
-        last, tick = tick, schedule.timing.next(tick)
+        last, tick = tick, _following(schedule.timing, tick)
 
 
 def _missed(schedule: Schedule, last_tick: datetime, now: datetime) -> list[Tick]:
@@ -269,6 +275,8 @@ def _chained(first: datetime, rest: Iterator[datetime]) -> Iterator[datetime]:
 
 def _backwards(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
     """The ticks after `after` and up to `until`, newest first."""
+    if after >= until:
+        return
     tick = schedule.timing.previous(until + _MOMENT)
     while tick is not None and tick > after:
         yield tick
@@ -295,4 +303,10 @@ def late_at(schedule: Schedule, tick: datetime, due_at: datetime) -> datetime | 
     """When a run of `tick` that has not ended is worth an alarm: at the next tick, if nothing else was said."""
     if schedule.alert_after is not None:
         return due_at + schedule.alert_after
-    return None if schedule.after_finish else schedule.timing.next(due_at)
+    return None if schedule.after_finish else _following(schedule.timing, due_at)
+
+
+# The same is asked three times in a row: when the next tick is, when this one is late, and whether it is the last.
+@functools.lru_cache(maxsize=16_384)
+def _following(timing: Cron | Every, after: datetime) -> datetime | None:
+    return timing.next(after)

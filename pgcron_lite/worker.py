@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .chores import Chores
+from .clock import Clock, Spread, monotonic
 from .errors import DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch
 from .execute import Ended
 from .job import Job, WorkerCard, hand_back
 from .ledger import Ledger
 from .pace import Pace
+from .ping import Pings
 from .quarantine import Quarantine
 from .reaper import Reaper
 from .report import Reporter
@@ -76,26 +77,32 @@ class Worker:
         tell: Callable[[], None] = lambda: None,
         takes_jobs: bool = True,
         plans_ticks: bool = True,
+        slots: Callable[..., Slots] = Slots,
+        clock: Clock = monotonic,
+        spread: Spread = random.uniform,
+        pings: Pings | None = None,
     ) -> None:
         self.app = app
         self.store = store
         self.card = card
         self.bell = bell
+        self._clock = clock
+        self._spread = spread
         self.stopping = False
         lease = app.settings.lease.total_seconds()
-        self.slots = Slots(app, card.slots, tell, lambda: self.stopping, patience=lease / 2)
+        self.slots = slots(app, card.slots, tell, lambda: self.stopping, patience=lease / 2, clock=clock)
         self.running: dict[int, Job] = {}
         self.report = Reporter(app.events)
-        self.turned_at = time.monotonic()
+        self.turned_at = clock()
         # Logins refused one after the other, since the last turn that went well.
         self.refused_logins = 0
-        self.scheduler = Scheduler(app, store, plans=plans_ticks)
+        self.scheduler = Scheduler(app, store, plans=plans_ticks, clock=clock, pings=pings)
         self._tasks = list(app.tasks) if takes_jobs else []
         self._pace = Pace(card.slots)
-        self._reaper = Reaper(store, lease)
-        self._quarantine = Quarantine(self._reaper.interval)
+        self._reaper = Reaper(store, lease, clock)
+        self._quarantine = Quarantine(self._reaper.interval, clock)
         self._ledger = Ledger(store)
-        self._chores = Chores(app, store, card.queues)
+        self._chores = Chores(app, store, card.queues, clock, spread)
         self._unreturned: list[Job] = []
         self._doubtful: list[uuid.UUID] = []
         # Was the last claim as large as there was room for? Then the end of a job calls for the next.
@@ -122,11 +129,11 @@ class Worker:
         if self.bell is not None and not self.bell.is_live:
             poll = min(poll, DEAF_POLL_SECONDS)
         # Jittered, so that many workers do not look at the same moment.
-        return poll * random.uniform(0.8, 1.0)
+        return poll * self._spread(0.8, 1.0)
 
     def step(self) -> float:
         """Do what is due; returns how many seconds nothing will be."""
-        self.turned_at = time.monotonic()
+        self.turned_at = self._clock()
         try:
             wait = self._turn()
         except DatabaseUnavailable as error:
@@ -162,6 +169,10 @@ class Worker:
         """There may be something to claim."""
         self._look_at = 0.0
 
+    def look_around_soon(self) -> None:
+        """There may be something that no bell tells of: ticks to be decided, or a worker that has died."""
+        self._reap_at = 0.0
+
     def become(self, card: WorkerCard) -> None:
         """Go on under a new identity: the old one was declared dead, and what it held may be others' now."""
         self.store.register(card, instead_of=self.id)
@@ -193,7 +204,7 @@ class Worker:
         self._settle()
         self._return_stale()
         self._chores.check_schema()
-        now = time.monotonic()
+        now = self._clock()
         if rung:
             # Look now and once more when the producers may have rung again.
             self._claim_now()
@@ -202,12 +213,13 @@ class Worker:
             self._claim_now()
         if now >= min(self._poll_at, self._reap_at):
             self._look_around()
-        if time.monotonic() >= self.scheduler.due_at and self.scheduler.step():
-            self.look_soon()
+        if self._clock() >= self.scheduler.due_at and self.scheduler.step():
+            # Mostly they are ahead of time, and there is nothing to claim yet.
+            self._look_at = min(self._look_at, self._clock() + self.scheduler.first_in)
             self.store.ring()
         self._chores.prune()
         soonest = min(self._look_at, self._poll_at, self._reap_at, self._chores.prune_at, self.scheduler.due_at)
-        wait = min(bell_wait, soonest - time.monotonic())
+        wait = min(bell_wait, soonest - self._clock())
         if self.slots.waiting:
             # What ended beside it is written soon, though the slots say nothing before they have done their share.
             wait = min(wait, WRITE_BEHIND_SECONDS)
@@ -225,10 +237,10 @@ class Worker:
         self._adopt()
         room = self._room()
         self._hungry = True
-        self._look_at, self._poll_at = math.inf, time.monotonic() + self.poll_seconds
+        self._look_at, self._poll_at = math.inf, self._clock() + self.poll_seconds
         if room == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
             return True
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         jobs, turned_away = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
         self._begin(jobs, asked_at)
         if turned_away:
@@ -261,7 +273,7 @@ class Worker:
             is_suspect_due=lambda: self.store.suspects_due(*self._mine),
         )
         if step == "take":
-            was_busy, asked_at = bool(self.running), time.monotonic()
+            was_busy, asked_at = bool(self.running), self._clock()
             suspect, turned_away = self._claimed(self._suspect)
             self._quarantine.took(bool(suspect), is_busy=was_busy)
             self._begin(suspect, asked_at)
@@ -301,14 +313,14 @@ class Worker:
                 return self.look_soon()
             self._look_at = self._quarantine.next_try
         due = self.store.next_due(*self._mine)
-        now = time.monotonic()
+        now = self._clock()
         self._look_at = min(self._look_at, math.inf if due is None else now + due)
         self._chores.complain()
 
     def _adopt(self) -> None:
         """Take in what an earlier claim got whose reply was lost."""
         while self._doubtful:
-            asked_at = time.monotonic()
+            asked_at = self._clock()
             held = self.store.held(self.id, self._doubtful[-1])
             jobs, turned_away = self.scheduler.admit([job for job in held if not self._runs(job)])
             self._begin(jobs, asked_at)
@@ -327,20 +339,21 @@ class Worker:
                 del self.running[each.job.id]
             if each.outcome.delay is not None:
                 # To run again: it may be due before we would have looked.
-                self._look_at = min(self._look_at, time.monotonic() + each.outcome.delay)
+                self._look_at = min(self._look_at, self._clock() + each.outcome.delay)
             self.report.ended(each, was_ours=was_ours)
         if not self.running:
             self._quarantine.ended()
         if self._hungry:
             self.look_soon()
-        self.scheduler.ended([each.job for each, was_ours in written if was_ours and each.outcome.state != "queued"])
+        if self.scheduler.ended([each.job for each, ours in written if ours and each.outcome.state != "queued"]):
+            self.look_soon()
 
     def _return_stale(self) -> None:
         """Hand back what is held when nothing of it has begun for a while.
 
         So it is never in the way of a job of a higher priority, of an idle worker, or of an operator's pause.
         """
-        waited = self.slots.waited(time.monotonic())
+        waited = self.slots.waited(self._clock())
         if waited > STALE_SECONDS or self.slots.has_late or self._unreturned:
             self._pace.slow_down(waited)
             self._return_unbegun()
@@ -361,9 +374,9 @@ class Worker:
     def _look_around(self) -> None:
         """Find what no bell has told of, and who is dead. All that an idle worker asks the database, in one go."""
         look = self.store.look(*self._mine)
-        now = time.monotonic()
+        now = self._clock()
         self._poll_at = now + self.poll_seconds
-        self._reap_at = now + self._reaper.interval * random.uniform(0.8, 1.0)
+        self._reap_at = now + self._reaper.interval * self._spread(0.8, 1.0)
         if look.due_in is not None:
             self._look_at = min(self._look_at, now + look.due_in)
         self.scheduler.heed(look)

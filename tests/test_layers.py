@@ -17,7 +17,7 @@ import pytest
 LAYERS = {
     "values": {
         "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
-        "revive", "arguments", "events", "config", "wake", "identity", "plan", "ticks", "crontab",
+        "revive", "arguments", "events", "config", "wake", "identity", "plan", "ticks", "crontab", "clock",
     },
     "app": {"task", "schedules", "handle", "app", "current", "discover"},
     "machines": {
@@ -37,7 +37,8 @@ LAYERS = {
 
 CORE = {"values", "app", "machines", "memory", "pg", "package"}
 
-# What a layer may import anywhere. Under `if TYPE_CHECKING`, which loads nothing, it may name all of CORE.
+# What a layer may import anywhere. Under `if TYPE_CHECKING`, which loads nothing, it may name all of CORE, and the test
+# block that an app may stand in.
 MAY_IMPORT = {
     "values": {"values"},
     "app": {"values", "app"},
@@ -55,8 +56,9 @@ MAY_IMPORT = {
 
 # What a layer may import besides, inside a function: the app opens its store and runs its worker when asked.
 MAY_IMPORT_LATE = {
-    # `PgCron.init_app` is the one door that leads right: Flask's convention puts it on the extension object.
-    "app": {"memory", "pg", "machines", "contrib with commands"},
+    # Two doors lead right: `PgCron.init_app`, which Flask's convention puts on the extension object, and
+    # `PgCron.testing`.
+    "app": {"memory", "pg", "machines", "contrib with commands", "testing"},
     # The version, which setup.cfg reads from the package itself.
     "machines": {"package"},
 }
@@ -73,7 +75,7 @@ CORNERS = {
 
 # ... and those that may step in inside a function.
 CORNERS_LATE = {
-    "psycopg": {"embedded"},
+    "psycopg": {"embedded", "testing"},
 }
 
 
@@ -192,7 +194,7 @@ def complaints(module: str, source: str) -> list[str]:
 
 def allowed(layer: str | None, imported: Import) -> set[str]:
     late = MAY_IMPORT_LATE.get(layer, set()) if imported.late else set()
-    return MAY_IMPORT.get(layer, set()) | late | (CORE if imported.typing else set())
+    return MAY_IMPORT.get(layer, set()) | late | (CORE | {"testing"} if imported.typing else set())
 
 
 def layer_of(module: str) -> str | None:

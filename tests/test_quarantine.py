@@ -1,24 +1,32 @@
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
-from freezegun import freeze_time
 
 from pgcron_lite.quarantine import PAUSE_SECONDS, QUIET_SECONDS, TRIES, Quarantine
 
 
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def tick(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
 @pytest.fixture
-def clock() -> Iterator[Any]:
-    with freeze_time("2026-03-01") as clock:
-        yield clock
+def clock() -> Clock:
+    return Clock()
 
 
 def asked(quarantine: Quarantine, *, is_busy: bool, due: bool = True) -> str:
     return quarantine.step(is_busy=is_busy, is_suspect_due=lambda: due)
 
 
-def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
 
     step = asked(quarantine, is_busy=False)
     quarantine.took(True, is_busy=False)
@@ -27,8 +35,8 @@ def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Any) ->
     assert quarantine.is_occupied
 
 
-def test_where_there_are_none_it_is_asked_again_only_after_a_while(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_where_there_are_none_it_is_asked_again_only_after_a_while(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
     quarantine.took(False, is_busy=False)
 
     assert asked(quarantine, is_busy=False) == "go on"
@@ -36,8 +44,8 @@ def test_where_there_are_none_it_is_asked_again_only_after_a_while(clock: Any) -
     assert asked(quarantine, is_busy=False) == "take"
 
 
-def test_a_busy_worker_keeps_quiet_until_it_is_idle(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_a_busy_worker_keeps_quiet_until_it_is_idle(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
 
     assert asked(quarantine, is_busy=True) == "wait"
     clock.tick(QUIET_SECONDS / 2)
@@ -45,12 +53,12 @@ def test_a_busy_worker_keeps_quiet_until_it_is_idle(clock: Any) -> None:
     assert asked(quarantine, is_busy=False) == "take"
 
 
-def test_a_busy_worker_without_suspects_goes_on(clock: Any) -> None:
-    assert asked(Quarantine(5), is_busy=True, due=False) == "go on"
+def test_a_busy_worker_without_suspects_goes_on(clock: Clock) -> None:
+    assert asked(Quarantine(5, clock), is_busy=True, due=False) == "go on"
 
 
-def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
     steps = []
     for _ in range(TRIES):
         steps.append(asked(quarantine, is_busy=True))
@@ -66,8 +74,8 @@ def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: 
     assert not quarantine.is_occupied
 
 
-def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
     quarantine.took(True, is_busy=False)
     clock.tick(12)
     quarantine.ended()
@@ -77,8 +85,8 @@ def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Any) -> None:
     assert asked(quarantine, is_busy=False) == "take"
 
 
-def test_news_of_suspects_is_heeded_at_once(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_news_of_suspects_is_heeded_at_once(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
     quarantine.took(False, is_busy=False)
 
     quarantine.look_again()
@@ -86,8 +94,8 @@ def test_news_of_suspects_is_heeded_at_once(clock: Any) -> None:
     assert asked(quarantine, is_busy=False) == "take"
 
 
-def test_who_has_found_a_suspect_may_find_more_until_none_is_found(clock: Any) -> None:
-    quarantine = Quarantine(5)
+def test_who_has_found_a_suspect_may_find_more_until_none_is_found(clock: Clock) -> None:
+    quarantine = Quarantine(5, clock)
     assert not quarantine.may_have_more
 
     quarantine.took(True, is_busy=False)

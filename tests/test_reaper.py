@@ -1,12 +1,10 @@
 """Who is declared dead, and after how much watching. The reaper's own clock is moved by hand."""
 
-import types
 import uuid
 from typing import Any
 
 import pytest
 
-from pgcron_lite import reaper
 from pgcron_lite.job import NewJob, WorkerCard
 from pgcron_lite.reaper import Reaper
 
@@ -15,20 +13,18 @@ LEASE = 30.0
 
 
 class Watch:
-    """A stopwatch in the place of the process's monotonic clock."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.seconds
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    monkeypatch.setattr(reaper, "time", types.SimpleNamespace(monotonic=watch.monotonic))
-    return watch
+def watch() -> Watch:
+    return Watch()
 
 
 def holding(store: Any, worker: uuid.UUID) -> int:
@@ -47,7 +43,7 @@ def look(reaping: Reaper, watch: Watch, after: float) -> list[int]:
 
 def test_a_worker_is_buried_when_its_beat_has_been_watched_standing_still_for_a_lease(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
-    reaping = Reaper(store, LEASE)
+    reaping = Reaper(store, LEASE, watch)
 
     assert [look(reaping, watch, after) for after in (0, 29.9, 0.1)] == [[], [], [job_id]]
 
@@ -57,13 +53,13 @@ def test_a_long_silence_before_the_first_look_counts_for_nothing(store: Any, clo
     holding(store, OTHER)
     clock.advance(86_400)
 
-    assert look(Reaper(store, LEASE), watch, 86_400) == []
+    assert look(Reaper(store, LEASE, watch), watch, 86_400) == []
     assert store.look(["*"], []).pulses == {OTHER: 0}
 
 
 def test_a_beat_begins_the_watch_anew(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
-    reaping = Reaper(store, LEASE)
+    reaping = Reaper(store, LEASE, watch)
     look(reaping, watch, 0)
     look(reaping, watch, 29)
     store.beat(OTHER)
@@ -75,7 +71,7 @@ def test_a_beat_begins_the_watch_anew(store: Any, watch: Watch) -> None:
 def test_a_new_connection_begins_the_watch_anew(store: Any, watch: Watch, silence: float) -> None:
     """However long it took to get one: nobody could beat while the database was away."""
     job_id = holding(store, OTHER)
-    reaping = Reaper(store, LEASE)
+    reaping = Reaper(store, LEASE, watch)
     look(reaping, watch, 0)
     look(reaping, watch, 29)
     store.close()
@@ -88,21 +84,21 @@ def test_a_new_connection_begins_the_watch_anew(store: Any, watch: Watch, silenc
 def test_an_orphan_is_rescued_after_the_same_watch(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
     store.forget(OTHER)
-    reaping = Reaper(store, LEASE)
+    reaping = Reaper(store, LEASE, watch)
 
     assert [look(reaping, watch, after) for after in (0, 29.9, 0.1)] == [[], [], [job_id]]
 
 
 def test_nobody_buries_itself(store: Any, watch: Watch) -> None:
     holding(store, ME)
-    reaping = Reaper(store, LEASE)
+    reaping = Reaper(store, LEASE, watch)
 
     assert [look(reaping, watch, after) for after in (0, 1000, 1000)] == [[], [], []]
 
 
 def test_of_two_reapers_one_rescues(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
-    one, other = Reaper(store, LEASE), Reaper(store, LEASE)
+    one, other = Reaper(store, LEASE, watch), Reaper(store, LEASE, watch)
     look(one, watch, 0)
     look(other, watch, 0)
 

@@ -377,7 +377,7 @@ class Watching(MemoryStore):
         self.unwritten[verb].append(len(self.worker.running))
         if len(self.worker.running) >= SERIES and not self.unwritten["claim_suspect"]:
             last = max(self._jobs)
-            self._jobs[last] = replace(self._jobs[last], alone=True)
+            self._keep(replace(self._jobs[last], alone=True))
             self.worker._quarantine.look_again()
 
 

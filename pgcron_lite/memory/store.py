@@ -6,13 +6,13 @@ it beside the real one.
 
 from __future__ import annotations
 
+import bisect
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from ..job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, WorkerCard, WorkerView
+from ..job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, State, WorkerCard, WorkerView
 from .bell import MemoryBell
 from .tables import LATEST, Pulse
 from .timetable import Timetable
@@ -56,16 +56,17 @@ class MemoryStore(Timetable):
     ) -> list[Job]:
         with self._lock:
             now = self.now()
-            due = [j for j in self._open(queues, tasks) if not j.alone and j.execute_after <= now]
+            due = [j for j in self._open(queues, tasks, now) if not j.alone]
             return [self._take(j, worker, claim, now) for j in sorted(due, key=_order)[:limit]]
 
     def claim_suspect(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
     ) -> Job | None:
         with self._lock:
+            if not self._suspects:
+                return None
             now = self.now()
-            due = [j for j in self._open(queues, tasks) if j.alone and j.execute_after <= now]
-            first = min(due, key=lambda j: (j.execute_after, j.id), default=None)
+            first = next((j for j in self._open(queues, tasks, now) if j.alone), None)
             return None if first is None else self._take(first, worker, claim, now)
 
     def held(self, worker: uuid.UUID, claim: uuid.UUID) -> list[Job]:
@@ -75,18 +76,16 @@ class MemoryStore(Timetable):
     def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
         with self._lock:
             now = self.now()
-            later = [
-                j.execute_after
-                for j in self._jobs.values()
-                if j.state == "queued" and j.execute_after > now
-                and (j.alone or (_serves(queues, j.queue) and j.task in tasks))
-            ]
-            return (min(later) - now).total_seconds() if later else None
+            later = (
+                j.execute_after for j in self._queued(now, None)
+                if j.alone or (j.task in tasks and _serves(queues, j.queue))
+            )
+            first = next(later, None)
+            return None if first is None else (first - now).total_seconds()
 
     def suspects_due(self, queues: Sequence[str], tasks: Sequence[str]) -> bool:
         with self._lock:
-            now = self.now()
-            return any(j.alone and j.execute_after <= now for j in self._open(queues, tasks))
+            return bool(self._suspects) and any(j.alone for j in self._open(queues, tasks, self.now()))
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
         with self._lock:
@@ -105,10 +104,10 @@ class MemoryStore(Timetable):
     def prune(self, done_after: timedelta, failed_after: timedelta, limit: int = 1000) -> int:
         with self._lock:
             now = self.now()
-            kept = {"done": done_after, "failed": failed_after, "cancelled": failed_after}
-            old = [job for state, span in kept.items() for job in self._older(state, now - span)][:limit]
-            for job in old:
-                del self._history[job.id]
+            kept: dict[State, timedelta] = {"done": done_after, "failed": failed_after, "cancelled": failed_after}
+            old = [job_id for state, span in kept.items() for job_id in self._older(state, now - span, limit)][:limit]
+            for job_id in old:
+                self._erase(job_id)
             return len(old)
 
     # Living and dying
@@ -117,7 +116,7 @@ class MemoryStore(Timetable):
         with self._lock:
             now = self.now()
             for job in [j for j in self._running() if j.worker == instead_of]:
-                self._jobs[job.id] = replace(job, worker=card.id)
+                self._keep(job.changed(worker=card.id))
             self._workers.setdefault(card.id, Pulse(card, now, now))
 
     def beat(self, worker: uuid.UUID, running: int = 0, idle_loop: float = 0.0, stopping: bool = False) -> bool:
@@ -135,7 +134,7 @@ class MemoryStore(Timetable):
 
     def look(self, queues: Sequence[str], tasks: Sequence[str]) -> Look:
         with self._lock:
-            first = min((j.execute_after for j in self._open(queues, tasks)), default=None)
+            first = next((j.execute_after for j in self._open(queues, tasks)), None)
             orphaned = {j.worker: -1 for j in self._running() if j.worker not in self._workers and j.worker}
             pulses = {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
             now = self.now()
@@ -150,6 +149,31 @@ class MemoryStore(Timetable):
                 held = [j for j in self._running() if j.worker == worker]
                 rescued += [self._rescue(j, guilty=j.alone and len(held) == 1) for j in held]
             return sorted(rescued, key=lambda j: j.id)
+
+    # For tests that travel in time
+
+    def is_something_due(self) -> bool:
+        """Is a job due, whether or not a worker may take it?"""
+        return any(True for _ in self._queued(None, self.now()))
+
+    @property
+    def next_planning(self) -> datetime | None:
+        """When ticks are to be decided next."""
+        return self._planning.first
+
+    def next_moments(self, tasks: Sequence[str]) -> tuple[datetime | None, datetime | None]:
+        """When the next job of these tasks is due, and when the next alarm could be."""
+        with self._lock:
+            now = self.now()
+            jobs = (j.execute_after for j in self._queued(now, None) if j.task in tasks and j.queue not in self._paused)
+            return next(jobs, None), self._next_alarm(now)
+
+    def is_disturbed(self, worker: uuid.UUID | None) -> bool:
+        """Is there a worker besides this one, whom it may have to bury, or a job that has to run alone?"""
+        with self._lock:
+            if self._suspects or len(self._workers) > 1 or worker not in self._workers:
+                return True
+            return any(self._jobs[job_id].worker != worker for job_id in self._held)
 
     # The operator's desk
 
@@ -195,10 +219,12 @@ class MemoryStore(Timetable):
             job = self._history.get(job_id)
             if job is None or job.state not in ("failed", "cancelled"):
                 return False
-            del self._history[job_id]
-            self._jobs[job_id] = replace(
-                job, state="queued", attempt=0, crashes=0, alone=False, claim=None, worker=None, claimed_at=None,
-                execute_after=self.now(), finished_at=None, result=None,
+            self._erase(job_id)
+            self._keep(
+                job.changed(
+                    state="queued", attempt=0, crashes=0, alone=False, claim=None, worker=None, claimed_at=None,
+                    execute_after=self.now(), finished_at=None, result=None,
+                )
             )
             return True
 
@@ -206,9 +232,9 @@ class MemoryStore(Timetable):
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and job.state == "queued":
-                del self._jobs[job_id]
+                self._drop(job_id)
                 return True
-            return self._history.pop(job_id, None) is not None
+            return self._erase(job_id)
 
     def clear(self, queue: str, limit: int = 1000) -> int:
         with self._lock:
@@ -277,23 +303,17 @@ class MemoryStore(Timetable):
 
     # What the verbs share; the lock is held.
 
-    def _running(self) -> list[Job]:
-        return [j for j in self._jobs.values() if j.state == "running"]
-
-    def _open(self, queues: Sequence[str], tasks: Sequence[str]) -> list[Job]:
-        """Queued jobs that a worker of these queues and tasks may take, due or not."""
-        return [
-            j
-            for j in self._jobs.values()
-            if j.state == "queued" and _serves(queues, j.queue) and j.queue not in self._paused and j.task in tasks
-        ]
+    def _open(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
+        """Queued jobs that a worker of these queues and tasks may take, the first due first: all, or those due."""
+        for job in self._queued(None, until):
+            if job.task in tasks and _serves(queues, job.queue) and job.queue not in self._paused:
+                yield job
 
     def _take(self, job: Job, worker: uuid.UUID, claim: uuid.UUID, now: datetime) -> Job:
-        taken = replace(
-            job, state="running", claim=claim, worker=worker, claimed_at=now, attempt=job.attempt + 1
+        taken = job.changed(
+            state="running", claim=claim, worker=worker, claimed_at=now, attempt=job.attempt + 1
         )
-        self._jobs[job.id] = taken
-        return taken
+        return self._keep(taken)
 
     def _settle(self, outcome: Outcome) -> bool:
         job = self._jobs.get(outcome.id)
@@ -303,11 +323,12 @@ class MemoryStore(Timetable):
             return ended is not None and (ended.claim, ended.state) == (outcome.claim, outcome.state)
         errors = job.errors if outcome.error is None else _with_error(job.errors, dict(outcome.error))
         if outcome.state == "queued":
-            self._jobs[job.id] = self._requeued(job, outcome, errors)
+            self._keep(self._requeued(job, outcome, errors))
         else:
-            del self._jobs[job.id]
-            self._history[job.id] = replace(
-                job, state=outcome.state, errors=errors, finished_at=self.now(), result=outcome.result, alone=False
+            self._end(
+                job.changed(
+                    state=outcome.state, errors=errors, finished_at=self.now(), result=outcome.result, alone=False
+                )
             )
         return True
 
@@ -315,8 +336,8 @@ class MemoryStore(Timetable):
         due = job.execute_after
         if outcome.delay is not None:
             due = min(self.now() + timedelta(seconds=min(outcome.delay, 2.3e11)), LATEST)
-        return replace(
-            job, state="queued", claim=None, worker=None, claimed_at=None, execute_after=due, errors=errors,
+        return job.changed(
+            state="queued", claim=None, worker=None, claimed_at=None, execute_after=due, errors=errors,
             attempt=job.attempt - outcome.gives_back, alone=job.alone and outcome.gives_back,
         )
 
@@ -333,36 +354,45 @@ class MemoryStore(Timetable):
         crashes = job.crashes + guilty
         if guilty and crashes >= job.max_crashes:
             error = f"the worker died {crashes} times while running this job alone"
-            dead = replace(
-                job, state="failed", crashes=crashes, alone=False, finished_at=self.now(),
+            dead = job.changed(
+                state="failed", crashes=crashes, alone=False, finished_at=self.now(),
                 errors=_with_error(job.errors, self._note(job, error)),
             )
-            del self._jobs[job.id]
-            self._history[job.id] = dead
-            return dead
+            return self._end(dead)
         errors = job.errors
         if guilty:
             errors = _with_error(errors, self._note(job, "the worker died while running this job"))
-        self._jobs[job.id] = replace(
-            job, state="queued", claim=None, worker=None, claimed_at=None, attempt=job.attempt - 1, alone=True,
-            crashes=crashes, errors=errors,
+        return self._keep(
+            job.changed(
+                state="queued", claim=None, worker=None, claimed_at=None, attempt=job.attempt - 1, alone=True,
+                crashes=crashes, errors=errors,
+            )
         )
-        return self._jobs[job.id]
 
     def _cancel(self, job: Job, reason: str) -> None:
-        del self._jobs[job.id]
-        self._history[job.id] = replace(
-            job, state="cancelled", finished_at=self.now(), alone=False,
-            errors=(*job.errors, self._note(job, reason)),
+        self._end(
+            job.changed(
+                state="cancelled", finished_at=self.now(), alone=False,
+                errors=(*job.errors, self._note(job, reason)),
+            )
         )
 
     def _note(self, job: Job, error: str) -> dict[str, Any]:
         return {"attempt": job.attempt, "at": self.now().isoformat(), "error": error}
 
-    def _older(self, state: str, moment: datetime) -> list[Job]:
-        return sorted(
-            (j for j in self._history.values() if j.state == state and _ended_at(j) < moment), key=_ended_at
-        )
+    def _older(self, state: State, moment: datetime, limit: int) -> list[int]:
+        ends = self._ends[state]
+        return [job_id for _, job_id in ends[: min(limit, bisect.bisect_left(ends, (moment, 0)))]]
+
+    def _erase(self, job_id: int) -> bool:
+        """Take a job out of the history."""
+        job = self._history.pop(job_id, None)
+        if job is None:
+            return False
+        assert job.finished_at is not None
+        ends = self._ends[job.state]
+        del ends[bisect.bisect_left(ends, (job.finished_at, job_id))]
+        return True
 
     def _view(self, name: str, now: datetime) -> QueueView:
         jobs = [j for j in self._jobs.values() if j.queue == name]
@@ -384,11 +414,6 @@ def _serves(queues: Sequence[str], queue: str) -> bool:
 
 def _order(job: Job) -> tuple[int, datetime, int]:
     return -job.priority, job.execute_after, job.id
-
-
-def _ended_at(job: Job) -> datetime:
-    assert job.finished_at is not None
-    return job.finished_at
 
 
 def _with_error(errors: tuple[Any, ...], error: dict[str, Any]) -> tuple[Any, ...]:

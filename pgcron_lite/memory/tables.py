@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import sys
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ..errors import OptionError
-from ..job import Job, NewJob, WorkerCard
+from ..job import FINAL, Job, NewJob, State, WorkerCard
 
 # Between these a job may be due.
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+# Behind every id.
+_LAST = sys.maxsize
 
 
 @dataclass(slots=True)
@@ -37,7 +41,13 @@ class Tables:
         self._lock = threading.RLock()
         self._ids = itertools.count(1)
         self._jobs: dict[int, Job] = {}
+        # The jobs that are queued by when they are due, those of them that are suspects, and those that run.
+        self._queue: list[tuple[datetime, int]] = []
+        self._suspects: set[int] = set()
+        self._held: dict[int, None] = {}
         self._history: dict[int, Job] = {}
+        # What is in the history by its end, for each state.
+        self._ends: dict[State, list[tuple[datetime, int]]] = {state: [] for state in FINAL}
         self._workers: dict[uuid.UUID, Pulse] = {}
 
     def now(self) -> datetime:
@@ -46,8 +56,54 @@ class Tables:
     def _add(self, jobs: Sequence[NewJob]) -> list[int]:
         now = self.now()
         fresh = [_fresh(next(self._ids), new, now) for new in jobs]
-        self._jobs.update((job.id, job) for job in fresh)
+        for job in fresh:
+            self._keep(job)
         return [job.id for job in fresh]
+
+    def _keep(self, job: Job) -> Job:
+        """Write down a job that has not ended."""
+        self._drop(job.id)
+        self._jobs[job.id] = job
+        if job.state == "running":
+            self._held[job.id] = None
+        else:
+            bisect.insort(self._queue, (job.execute_after, job.id))
+            if job.alone:
+                self._suspects.add(job.id)
+        return job
+
+    def _drop(self, job_id: int) -> Job | None:
+        """Take a job out."""
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return None
+        if job.state == "running":
+            self._held.pop(job_id, None)
+            return job
+        self._suspects.discard(job_id)
+        place = bisect.bisect_left(self._queue, (job.execute_after, job_id))
+        if self._queue[place : place + 1] == [(job.execute_after, job_id)]:
+            del self._queue[place]
+        return job
+
+    def _end(self, job: Job) -> Job:
+        """Write down a job that has ended now."""
+        assert job.finished_at is not None
+        self._drop(job.id)
+        self._history[job.id] = job
+        bisect.insort(self._ends[job.state], (job.finished_at, job.id))
+        return job
+
+    def _running(self) -> list[Job]:
+        return [self._jobs[job_id] for job_id in self._held if job_id in self._jobs]
+
+    def _queued(self, since: datetime | None, until: datetime | None) -> Iterator[Job]:
+        """The jobs that are due after `since` and up to `until`, the first first."""
+        first = 0 if since is None else bisect.bisect_right(self._queue, (since, _LAST))
+        end = len(self._queue) if until is None else bisect.bisect_right(self._queue, (until, _LAST))
+        for _, job_id in itertools.islice(self._queue, first, end):
+            if job_id in self._jobs:
+                yield self._jobs[job_id]
 
 
 def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from ..job import Job
 from ..moment import in_utc
 from ..ticks import (
+    EARLY,
     LATE,
     WATCH_EVERY,
     Admission,
@@ -25,10 +26,12 @@ from ..ticks import (
     Tick,
     TickView,
 )
+from .agenda import Agenda, earliest
 from .tables import Tables
 
 # A schedule that nobody's code declared for longer than this begins anew.
 RESTART = timedelta(hours=1)
+_MOMENT = timedelta(microseconds=1)
 
 
 @dataclass(slots=True)
@@ -41,7 +44,8 @@ class _Row:
     definition: str
     said: dict[str, Any]
     last_tick: datetime
-    plan_at: datetime | None
+    planning: Agenda[_Row]
+    _plan_at: datetime | None = None
     generation: str | None = None
     revision: int = 0
     runs: int = 0
@@ -51,6 +55,17 @@ class _Row:
     alarm: Literal["missed", "late"] | None = None
     alarm_tick: datetime | None = None
     trouble: str | None = None
+
+    @property
+    def plan_at(self) -> datetime | None:
+        """When its next ticks are to be decided."""
+        return self._plan_at
+
+    @plan_at.setter
+    def plan_at(self, moment: datetime | None) -> None:
+        self._plan_at = moment
+        if moment is not None:
+            self.planning.add(moment, self)
 
 
 @dataclass(slots=True)
@@ -87,6 +102,15 @@ class Timetable(Tables):
         self._ticks: dict[str, dict[datetime, _Tick]] = {}
         self._open_ticks: dict[str, dict[datetime, _Tick]] = {}
         self._tick_of: dict[int, _Tick] = {}
+        # Schedules by when to decide their ticks; ticks by age; ticks by when they are late if they have not begun, or
+        # not ended; schedules that have one that is late.
+        self._planning: Agenda[_Row] = Agenda(self._is_planned)
+        self._by_age: Agenda[_Tick] = Agenda(self._is_kept)
+        self._unbegun: Agenda[_Tick] = Agenda(lambda _, tick: tick.outcome is None and tick.started_at is None)
+        self._begun: Agenda[_Tick] = Agenda(lambda _, tick: tick.outcome is None)
+        self._overdue: set[str] = set()
+        # Jobs that are gone and may be those of ticks that are open.
+        self._gone: set[int] = set()
         # The ticks of each schedule that ended well, sorted.
         self._done: dict[str, list[datetime]] = {}
         self._watched_at: datetime | None = None
@@ -128,8 +152,11 @@ class Timetable(Tables):
         with self._lock:
             now = self.now()
             if name is None:
-                due = [row for row in self._schedules.values() if row.plan_at is not None and row.plan_at <= now]
-                rows = sorted(due, key=lambda row: (row.plan_at, row.name))[:limit]
+                due = {row.name: (moment, row) for moment, row in self._planning.take(now + EARLY)}
+                for moment, row in due.values():
+                    # Until it is written, it is still to be done.
+                    self._planning.add(moment, row)
+                rows = [due[name][1] for name in sorted(due, key=lambda name: (due[name][0], name))][:limit]
             else:
                 rows = [row for row in self._schedules.values() if row.name == name and row.retired_at is None]
             moves = [decide(self._entry(row), now) for row in rows]
@@ -171,9 +198,17 @@ class Timetable(Tables):
             if self._watched_at is not None and now < self._watched_at + WATCH_EVERY:
                 return [], []
             self._watched_at = now
-            over = [tick.job_id for open_ticks in self._open_ticks.values() for tick in open_ticks.values()]
-            closings = self.close_ticks([job_id for job_id in over if job_id is not None])
-            alarms = [self._alarm_of(row, now) for row in self._schedules.values()]
+            closings = self.close_ticks(
+                [job_id for job_id in self._gone if job_id in self._tick_of and self._tick_of[job_id].outcome is None]
+            )
+            self._gone.clear()
+            late = [*self._unbegun.take(now - _MOMENT), *self._begun.take(now - _MOMENT)]
+            self._overdue.update(tick.schedule for _, tick in late)
+            unplanned = self._planning.first
+            if unplanned is not None and unplanned + 2 * LATE < now:
+                self._overdue.update(row.name for row in self._schedules.values() if _is_unplanned(row, now))
+            names = [name for name in self._schedules if name in self._overdue] if self._overdue else []
+            alarms = [self._alarm_of(self._schedules[name], now) for name in names]
             return closings, [alarm for alarm in alarms if alarm is not None]
 
     def raise_alarm(self, schedule: str, tick: datetime) -> bool:
@@ -187,13 +222,14 @@ class Timetable(Tables):
     def prune_ticks(self, keep: timedelta, limit: int = 1000) -> int:
         with self._lock:
             before = self.now() - keep
-            old = [
-                tick for ticks in self._ticks.values() for tick in ticks.values()
-                if tick.tick < before and tick.outcome is not None
-            ]
-            for tick in sorted(old, key=lambda tick: tick.tick)[:limit]:
-                self._forget(tick)
-            return min(len(old), limit)
+            old = 0
+            for moment, tick in self._by_age.take(before - _MOMENT):
+                if tick.outcome is None or old == limit:
+                    self._by_age.add(moment, tick)
+                else:
+                    self._forget(tick)
+                    old += 1
+            return old
 
     # The desk
 
@@ -247,7 +283,7 @@ class Timetable(Tables):
             row = self._schedules.get(name)
             if row is None:
                 return False
-            self._withdraw(row, entirely=False, why="paused")
+            self._withdraw(row, entirely=True, why="paused")
             row.paused_at = row.paused_at or self.now()
             row.alarm = row.alarm_tick = None
             row.plan_at = self.now() if row.retired_at is None else None
@@ -264,6 +300,26 @@ class Timetable(Tables):
 
     # What the verbs share; the lock is held.
 
+    def _drop(self, job_id: int) -> Job | None:
+        if job_id in self._tick_of:
+            self._gone.add(job_id)
+        return super()._drop(job_id)
+
+    def _next_alarm(self, now: datetime) -> datetime | None:
+        """When the next tick could be found not to have begun or ended in time."""
+        first = earliest(self._unbegun.first, self._begun.first)
+        if first is None:
+            return None
+        watch = now if self._watched_at is None else self._watched_at + WATCH_EVERY
+        moment = max(first + _MOMENT, watch)
+        return moment if moment > now else None
+
+    def _is_planned(self, moment: datetime, row: _Row) -> bool:
+        return row.plan_at == moment and self._schedules.get(row.name) is row
+
+    def _is_kept(self, moment: datetime, tick: _Tick) -> bool:
+        return self._ticks.get(tick.schedule, {}).get(tick.tick) is tick
+
     def _living(self) -> list[str]:
         return sorted({pulse.card.generation for pulse in self._workers.values() if pulse.card.generation})
 
@@ -271,7 +327,7 @@ class Timetable(Tables):
         """Seconds until a planner has something to do."""
         if self._living() != self._in_force:
             return 0.0
-        first = min((row.plan_at for row in self._schedules.values() if row.plan_at is not None), default=None)
+        first = self._planning.first
         return None if first is None else (first - now).total_seconds()
 
     def _is_to_be_watched(self, now: datetime) -> bool:
@@ -280,7 +336,8 @@ class Timetable(Tables):
 
     def _insert(self, name: str, origin: Literal["code", "hand"], app: str, definition: str) -> _Row:
         now = self.now()
-        row = self._schedules[name] = _Row(name, origin, app, definition, json.loads(definition), now, now)
+        row = self._schedules[name] = _Row(name, origin, app, definition, json.loads(definition), now, self._planning)
+        row.plan_at = now
         return row
 
     def _define(self, row: _Row, app: str, definition: str) -> None:
@@ -317,12 +374,12 @@ class Timetable(Tables):
             is_ours = tick.kind == "tick" and tick.started_at is None and (entirely or tick.tick > now)
             if not is_ours or job is None or job.state != "queued" or job.attempt != 0:
                 continue
-            del self._jobs[job.id]
+            self._drop(job.id)
             row.runs = max(0, row.runs - 1)
             if tick.tick > now:
                 self._forget(tick)
             else:
-                self._end(tick, "skipped", now, why)
+                self._over(tick, "skipped", now, why)
         kept = [tick.tick for tick in self._ticks.get(row.name, {}).values() if tick.kind == "tick"]
         row.last_tick = max([min(row.last_tick, now), *kept])
         row.revision += 1
@@ -342,17 +399,19 @@ class Timetable(Tables):
                 continue
             job_id = self._add([tick.job])[0] if tick.job is not None else None
             row = rows[tick.tick] = _Tick(schedule, tick.tick, tick.kind, tick.due_at, tick.late_at, job_id, now)
+            self._by_age.add(row.tick, row)
             if job_id is None:
-                self._end(row, "skipped", now, tick.reason)
+                self._over(row, "skipped", now, tick.reason)
                 continue
             noted[tick.tick] = job_id
             self._tick_of[job_id] = row
+            self._unbegun.add(row.due_at + LATE, row)
             self._open_ticks.setdefault(schedule, {})[tick.tick] = row
-            if schedule in self._schedules:
+            if schedule in self._schedules and tick.kind == "tick":
                 self._schedules[schedule].runs += 1
         return noted
 
-    def _end(self, tick: _Tick, outcome: str, at: datetime, reason: str | None = None) -> None:
+    def _over(self, tick: _Tick, outcome: str, at: datetime, reason: str | None = None) -> None:
         tick.outcome, tick.finished_at, tick.reason = outcome, at, reason
         self._open_ticks.get(tick.schedule, {}).pop(tick.tick, None)
         if outcome == "done":
@@ -374,7 +433,7 @@ class Timetable(Tables):
         if said["catch_up"] == "skip" and now > tick.due_at + LATE:
             return "missed"
         if said["catch_up"] == "latest" and any(
-            later.kind == "tick" and later.due_at <= now and later.order > tick.order
+            later.kind == "tick" and later.due_at <= now and later.tick > tick.tick
             for later in self._open_ticks[tick.schedule].values()
         ):
             return "missed; a later tick stands for it"
@@ -411,7 +470,7 @@ class Timetable(Tables):
             return Admission(kind=tick.kind)
         if verdict == "skip":
             if tick.outcome is None:
-                self._end(tick, "skipped", now, reason)
+                self._over(tick, "skipped", now, reason)
                 self._gave_back(self._schedules[tick.schedule], now)
             return Admission(refusal=reason)
         wait = None
@@ -419,6 +478,8 @@ class Timetable(Tables):
             wait = min(60.0, max(1.0, (now - tick.due_at).total_seconds() / 10))
         elif tick.started_at is None:
             tick.started_at = now
+            if tick.late_at is not None:
+                self._begun.add(tick.late_at, tick)
         row = self._schedules.get(tick.schedule)
         done = self._done.get(tick.schedule, [])
         place = bisect.bisect_left(done, tick.tick)
@@ -436,12 +497,12 @@ class Timetable(Tables):
         if tick.outcome is not None and not (tick.outcome in ("failed", "cancelled") and state == "done"):
             return None
         ended_at = self.now() if job is None or job.finished_at is None else job.finished_at
-        self._end(tick, state, ended_at)
+        self._over(tick, state, ended_at)
         seconds = None if job is None or tick.started_at is None else (ended_at - tick.started_at).total_seconds()
         row = self._schedules.get(tick.schedule)
         if row is None:
             return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds)
-        self._wake_next(tick.schedule)
+        frees = self._wake_next(tick.schedule)
         row.last_end = max(row.last_end or ended_at, ended_at)
         row.revision += 1
         goes_on = row.retired_at is None and bool(row.said["after_finish"])
@@ -451,10 +512,10 @@ class Timetable(Tables):
         if recovered:
             row.alarm = row.alarm_tick = None
         ping = row.said.get("ping")
-        return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds, ping, recovered, goes_on)
+        return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds, ping, recovered, goes_on, frees)
 
-    def _wake_next(self, schedule: str) -> None:
-        """The first of those that wait for one another is not to find out by itself, a while later."""
+    def _wake_next(self, schedule: str) -> bool:
+        """The first of those that wait for one another is not to find out by itself, a while later. Is there one?"""
         now = self.now()
         waiting = [
             tick for tick in self._open_ticks.get(schedule, {}).values()
@@ -463,11 +524,10 @@ class Timetable(Tables):
         first = min(waiting, key=lambda tick: tick.order, default=None)
         job = None if first is None else self._jobs.get(first.job_id or 0)
         if job is not None and job.state == "queued" and job.execute_after > now:
-            self._jobs[job.id] = replace(job, execute_after=now)
+            self._keep(job.changed(execute_after=now))
+        return first is not None
 
     def _alarm_of(self, row: _Row, now: datetime) -> Alarm | None:
-        if row.alarm is not None or row.paused_at is not None or row.retired_at is not None:
-            return None
         found: list[tuple[datetime, Literal["missed", "late"], int | None]] = []
         for tick in self._open_ticks.get(row.name, {}).values():
             if tick.started_at is None and tick.due_at + LATE < now:
@@ -477,6 +537,8 @@ class Timetable(Tables):
         if row.plan_at is not None and row.plan_at + 2 * LATE < now:
             found.append((row.plan_at, "missed", None))
         if not found:
+            self._overdue.discard(row.name)
+        if not found or row.alarm is not None or row.paused_at is not None or row.retired_at is not None:
             return None
         first, kind, job_id = min(found, key=lambda each: each[0])
         row.alarm, row.alarm_tick = kind, first
@@ -494,3 +556,8 @@ class Timetable(Tables):
             (last.outcome or "running") if last else None, row.runs, row.alarm, row.alarm_tick, row.trouble,
             row.last_tick, following.due_at if following else None,
         )
+
+
+def _is_unplanned(row: _Row, now: datetime) -> bool:
+    """Has nobody decided its ticks, long after it was time?"""
+    return row.plan_at is not None and row.plan_at + 2 * LATE < now

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 
+from ..clock import monotonic
 from ..errors import DatabaseRefused, DatabaseUnavailable, PgCronError
 from ..job import NewJob
 from .link import in_schema
@@ -67,14 +67,14 @@ class Enqueueing(Statements):
 
     def _may_ring(self) -> bool:
         """Is it time? The one who asks is the one who rings."""
-        now = time.monotonic()
+        now = monotonic()
         if not self.rings or now < self._ring_again_at:
             return False
         self._ring_again_at = now + RING_WINDOW
         return True
 
     def _rang_in_vain(self, error: Exception) -> None:
-        self._ring_again_at = time.monotonic() + RING_PAUSE
+        self._ring_again_at = monotonic() + RING_PAUSE
         logger.debug("the doorbell does not work: %s", error)
 
     def _insert(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> None:

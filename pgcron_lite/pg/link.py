@@ -15,7 +15,6 @@ import select
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from psycopg import errors as pg_errors
 from psycopg import sql
 from psycopg.rows import namedtuple_row, tuple_row
 
+from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
 from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption_first, unreachable, worded
@@ -187,7 +187,7 @@ class Link:
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Row]]:
         with self._turn:
-            self.busy_since = time.monotonic()
+            self.busy_since = monotonic()
             try:
                 self._replace_if_idled_out()
                 with interruption_first():
@@ -210,7 +210,7 @@ class Link:
                 self.close()
                 raise
             finally:
-                self.busy_since, self._used_at = None, time.monotonic()
+                self.busy_since, self._used_at = None, monotonic()
 
     def _limits(self, *, local: bool) -> dict[str, Any]:
         """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
@@ -268,7 +268,7 @@ class Link:
         So it is not counted either; an observer that looks seldom could never watch without a break.
         """
         conn = self._conn
-        if conn is None or conn.closed or time.monotonic() - self._used_at < IDLE_SECONDS or not _has_said_more(conn):
+        if conn is None or conn.closed or monotonic() - self._used_at < IDLE_SECONDS or not _has_said_more(conn):
             return
         try:
             conn.execute("select")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..clock import monotonic
 from ..errors import DatabaseUnavailable
 from .link import Link
 
@@ -29,7 +29,7 @@ class Links:
     @contextmanager
     def take(self, patience: float = 30.0) -> Iterator[Link]:
         """A link for the time of the block; waits for one at most `patience` seconds."""
-        link = self._take(time.monotonic() + patience, patience)
+        link = self._take(monotonic() + patience, patience)
         try:
             yield link
         finally:
@@ -45,7 +45,7 @@ class Links:
         """How long the longest call that is under way has lasted."""
         # Read once each: other threads begin and end calls meanwhile.
         started = [since for link in list(self._all) if (since := link.busy_since) is not None]
-        return time.monotonic() - min(started) if started else 0.0
+        return monotonic() - min(started) if started else 0.0
 
     def cut(self) -> None:
         """End calls that hang, from another thread."""
@@ -96,7 +96,7 @@ class Links:
                     link = self._make()
                     self._all.append(link)
                     return link
-                remaining = deadline - time.monotonic()
+                remaining = deadline - monotonic()
                 if remaining <= 0:
                     raise DatabaseUnavailable(
                         f"all {self.size} connections of this process have been busy for {patience:g} s;"

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
 import psycopg
 from psycopg import sql
 
+from ..clock import monotonic
 from ..errors import DatabaseUnavailable, PgCronError
 from .address import Address
 from .link import Link
@@ -68,7 +68,7 @@ class Listener:
         """How long the statement under way has taken so far."""
         link = self._link
         since = link.busy_since if link is not None else None
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else monotonic() - since
 
     def cut(self) -> None:
         """End a statement that hangs, from another thread."""
@@ -85,7 +85,7 @@ class Listener:
 
         A fresh connection counts as a ring: what was missed while nobody listened is found by looking once.
         """
-        now = time.monotonic()
+        now = monotonic()
         if self.condition in ("down", "deaf"):
             if now < self._next_try:
                 return False, self._next_try - now
@@ -100,7 +100,7 @@ class Listener:
     def rest(self, seconds: float) -> None:
         """Let go of the connection for a while: others of this process need it more."""
         self.close()
-        self._next_try = time.monotonic() + seconds
+        self._next_try = monotonic() + seconds
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -149,7 +149,7 @@ class Listener:
         """Send ourselves a notice when it is time, and draw the conclusion when it does not come."""
         if self.condition not in ("unproven", "live"):
             return
-        now = time.monotonic()
+        now = monotonic()
         if self._proof_due is not None and now >= self._proof_due:
             if self.condition == "unproven":
                 self._give_up()
@@ -161,10 +161,10 @@ class Listener:
             except PgCronError as error:
                 self._fell(error)
             else:
-                self._proof_due = time.monotonic() + PROOF_SECONDS
+                self._proof_due = monotonic() + PROOF_SECONDS
 
     def _proven(self) -> None:
-        self._proof_due, self._prove_at = None, time.monotonic() + PROOF_EVERY
+        self._proof_due, self._prove_at = None, monotonic() + PROOF_EVERY
         if self.condition != "unproven":
             return
         assert self._link is not None
@@ -207,7 +207,7 @@ class Listener:
     def _until_next_look(self) -> float:
         moments = {"live": self._prove_at, "unproven": 0.0}
         moment = self._proof_due or moments.get(self.condition, self._next_try)
-        return max(0.0, moment - time.monotonic())
+        return max(0.0, moment - monotonic())
 
 
 class Dial:
@@ -217,7 +217,7 @@ class Dial:
         self.link = link
         self.error: BaseException | None = None
         self.is_over = False
-        self.deadline = time.monotonic() + DIAL_SECONDS
+        self.deadline = monotonic() + DIAL_SECONDS
         self._proof = proof
         self._tell = tell
         self._abandoned = False

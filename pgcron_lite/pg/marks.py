@@ -8,10 +8,10 @@ the beginning now and then: often while that is cheap, and seldom enough never t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from datetime import datetime
 
+from ..clock import monotonic
 from ..job import Job
 
 # A claim of so many jobs is one of a series.
@@ -46,14 +46,14 @@ class Marks:
         """May a claim start at the marks?"""
         if not self.last or generation != self._generation or not (self.is_dear or limit >= SERIES):
             return False
-        return time.monotonic() < self._looked_at + min(self._cost * BUSY_SHARE, LONGEST)
+        return monotonic() < self._looked_at + min(self._cost * BUSY_SHARE, LONGEST)
 
     @property
     def pause(self) -> float:
         """Seconds until a look from the beginning is due although there is nothing at the marks."""
         if not self.is_dear:
             return 0.0
-        return max(0.0, self._looked_at + min(self._cost * IDLE_SHARE, LONGEST) - time.monotonic())
+        return max(0.0, self._looked_at + min(self._cost * IDLE_SHARE, LONGEST) - monotonic())
 
     def advance(self, jobs: Iterable[Job]) -> None:
         """These were claimed, in this order within each level."""
@@ -62,7 +62,7 @@ class Marks:
 
     def begin(self, jobs: list[Job], seconds: float, generation: int) -> None:
         """A look from the beginning has brought these, and has taken the server so long."""
-        self._looked_at = time.monotonic()
+        self._looked_at = monotonic()
         self._cost = seconds - len(jobs) * ROW_SECONDS
         self._generation = generation
         if jobs:

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import errors as pg_errors
 from psycopg import sql
 
+from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, SchemaMismatch
 from .address import Address
 from .link import in_schema
@@ -133,12 +134,12 @@ def script(schema: str = "pgcron", since: int = 0) -> str:
 
 def _apply(address: Address, schema: str, migration: Migration) -> bool:
     """Apply one migration unless somebody else has. Waits for locks in small portions."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return _try_to_apply(address, schema, migration)
         except (pg_errors.LockNotAvailable, pg_errors.DeadlockDetected) as error:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise DatabaseUnavailable(
                     f"migration {migration} waited {PATIENCE_SECONDS:.0f} s for a lock that others hold: {error}"
                 ) from error

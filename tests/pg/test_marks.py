@@ -38,7 +38,7 @@ class Moment:
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Moment:
     moment = Moment()
-    monkeypatch.setattr(marks_module, "time", moment)
+    monkeypatch.setattr(marks_module, "monotonic", moment.monotonic)
     monkeypatch.setattr(marks_module, "DEAR_SECONDS", DEAR)
     return moment
 
