@@ -8,6 +8,7 @@ from typing import Any, LiteralString
 from .address import Address
 from .link import Link, Params
 from .links import Links
+from .prepared import Values
 
 
 class Statements:
@@ -57,6 +58,11 @@ class Statements:
     def _rows(self, query: LiteralString, params: Params = None) -> list[Any]:
         with self.links.take() as link:
             return link.rows(query, params)
+
+    def _run(self, query: LiteralString, values: Values) -> None:
+        """What is sent all the time, and brings no rows."""
+        with self.links.take() as link:
+            link.run(query, values)
 
     def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
         """Rows in plenty, by position."""
