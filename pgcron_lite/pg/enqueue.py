@@ -129,10 +129,10 @@ class Enqueueing(Statements):
     def _draw(self, count: int) -> list[int]:
         query: LiteralString = "select nextval('pgcron.jobs_id_seq') as id from generate_series(1, %(count)s)"
         try:
-            rows = self._rows(query, {"count": count})
+            rows = self._tuples(query, {"count": count})
         except DatabaseUnavailable:
-            rows = self._rows(query, {"count": count})
-        return [row.id for row in rows]
+            rows = self._tuples(query, {"count": count})
+        return [job_id for job_id, in rows]
 
 
 # What is lost when the server crashes is a noise, so nobody waits for the disk; nor, for longer than this, for the lock
