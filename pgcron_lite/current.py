@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextvars
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import PgCronError
 from .job import Job
+from .value import value
 
 if TYPE_CHECKING:
     from .app import PgCron
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Running:
     """A job and what its task may ask of the worker."""
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from .value import value
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LIVE: tuple[State, ...] = ("queued", "running")
@@ -28,7 +30,7 @@ MAX_CRASHES = 3
 MAX_ERRORS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NewJob:
     """A job on its way into the table."""
 
@@ -43,7 +45,7 @@ class NewJob:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     """A job as the database holds it. `args` and `result` are JSON text, decoded only by who needs them."""
 
@@ -82,7 +84,7 @@ class Job:
         return str(self.errors[-1].get("error")) if self.errors else None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What one attempt came to, and what is to be written about it.
 

@@ -17,7 +17,7 @@ import pytest
 LAYERS = {
     "values": {
         "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
-        "revive", "arguments", "events", "config", "wake", "identity",
+        "revive", "arguments", "events", "config", "wake", "identity", "value",
     },
     "app": {"task", "handle", "app", "current", "discover"},
     "machines": {
