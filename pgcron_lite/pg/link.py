@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NoReturn
 
 import psycopg
 import psycopg.waiting
@@ -31,7 +31,7 @@ from psycopg.rows import namedtuple_row, tuple_row
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
 from .prepared import Prepared, Values
-from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption_first, unreachable, worded
+from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption, unreachable, worded
 
 logger = logging.getLogger(__name__)
 
@@ -193,29 +193,34 @@ class Link:
     def _connected(self) -> Iterator[psycopg.Connection[Row]]:
         with self._turn:
             self.busy_since = time.monotonic()
+            handled = sys.exc_info()[1]
             try:
                 self._replace_if_idled_out()
-                with interruption_first():
-                    yield self.connection()
-            except LEAVE as error:
-                self._trusts_plans = False
-                self.close()
-                raise DatabaseUnavailable(worded(error)) from error
-            except WRONG_SCHEMA as error:
-                self._recover()
-                raise SchemaMismatch(f"{worded(error)}. Run: pgcron migrate") from error
-            except TRY_AGAIN as error:
-                self._recover()
-                raise DatabaseUnavailable(worded(error)) from error
+                yield self.connection()
             except psycopg.Error as error:
-                self._recover()
-                raise DatabaseRefused(worded(error)) from error
+                self._refuse(error, handled)
             except BaseException:
                 # A greenlet killed in the middle of a statement leaves it running on the server.
                 self.close()
                 raise
             finally:
                 self.busy_since, self._used_at = None, time.monotonic()
+
+    def _refuse(self, error: psycopg.Error, handled: BaseException | None) -> NoReturn:
+        """Raise what `error` means, and keep the connection only if it is worth keeping."""
+        if (thrown_in := interruption(error, handled)) is not None:
+            self.close()
+            raise thrown_in from None
+        if isinstance(error, LEAVE):
+            self._trusts_plans = False
+            self.close()
+            raise DatabaseUnavailable(worded(error)) from error
+        self._recover()
+        if isinstance(error, WRONG_SCHEMA):
+            raise SchemaMismatch(f"{worded(error)}. Run: pgcron migrate") from error
+        if isinstance(error, TRY_AGAIN):
+            raise DatabaseUnavailable(worded(error)) from error
+        raise DatabaseRefused(worded(error)) from error
 
     def _limits(self, *, local: bool) -> dict[str, Any]:
         """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""

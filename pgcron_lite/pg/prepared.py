@@ -69,16 +69,12 @@ class Prepared:
         return known
 
     def _texts(self, statement: Statement, values: Values) -> list[bytes | None]:
-        return [self._text(values[name]) for name in statement.parameters]
-
-    def _text(self, value: object) -> bytes | None:
-        if value is None:
-            return None
-        text = str(value).encode(self._encoding)
-        if b"\0" in text:
+        given = [values[name] for name in statement.parameters]
+        texts = [None if value is None else str(value).encode(self._encoding) for value in given]
+        if b"\0" in b"".join(text for text in texts if text):
             # It would be taken for the end of the text.
             raise psycopg.DataError("PostgreSQL cannot store a NUL character in a text")
-        return text
+        return texts
 
     def _run_together(self, *calls: tuple[Statement, Values]) -> list[list[PGresult]]:
         """Run statements in a transaction each, all sent in one trip: the answers to each."""
