@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextvars
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from . import plan
 from .errors import PgCronError
 from .job import Job
+from .value import value
 
 if TYPE_CHECKING:
     from .app import PgCron
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Running:
     """A job and what its task may ask of the worker."""
 

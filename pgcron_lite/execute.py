@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from .current import Running, running
 from .errors import PayloadError
 from .job import Job, Outcome
 from .retry import RetryPolicy, Steer, decide
+from .value import value
 
 if TYPE_CHECKING:
     from .app import Around, PgCron
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MOST_TEXT, MOST_TRACEBACK = 2_000, 16_000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """An attempt that is over: what is to be written, how long it took, and what was raised."""
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from .value import value
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LIVE: tuple[State, ...] = ("queued", "running")
@@ -29,7 +31,7 @@ MAX_CRASHES = 3
 MAX_ERRORS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NewJob:
     """A job on its way into the table."""
 
@@ -44,7 +46,7 @@ class NewJob:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     """A job as the database holds it. `args` and `result` are JSON text, decoded only by who needs them."""
 
@@ -78,12 +80,8 @@ class Job:
         return self.state in FINAL
 
     def changed(self, **changes: Any) -> Job:
-        """The same with other values, in a third of the time that `dataclasses.replace` takes."""
-        values = dict(zip(_NAMES, _VALUES(self), strict=True)) | changes
-        new = object.__new__(Job)
-        for write, value in zip(_WRITERS, values.values(), strict=True):
-            write(new, value)
-        return new
+        """The same with other values; quicker than `dataclasses.replace`."""
+        return Job(**dict(zip(_NAMES, _VALUES(self), strict=True)) | changes)
 
     @property
     def error(self) -> str | None:
@@ -93,10 +91,9 @@ class Job:
 
 _NAMES = tuple(each.name for each in fields(Job))
 _VALUES = operator.attrgetter(*_NAMES)
-_WRITERS = tuple(getattr(Job, name).__set__ for name in _NAMES)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What one attempt came to, and what is to be written about it.
 

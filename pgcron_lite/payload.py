@@ -48,8 +48,8 @@ class Named:
 def dumps(value: Any, *, path: str = "args", limit: int | None = LIMIT) -> str:
     """Compact JSON text which `loads` turns into an equal value, or `PayloadError`. `limit` counts bytes."""
     text = _quick(value) or _walked(value, path)
-    size = len(text.encode())
-    if limit is not None and size > limit:
+    # No character takes more than four bytes: most texts need not be encoded to see that they are short.
+    if limit is not None and len(text) * 4 > limit and (size := len(text.encode())) > limit:
         raise PayloadError(
             f"{path}: {size / 1024:,.1f} kB of JSON is too large; up to {limit / 1024:,.1f} kB are stored with"
             " a job. Keep the big thing elsewhere (a table, a bucket) and pass its id."
@@ -90,7 +90,8 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 def _quick(value: Any) -> str | None:
     try:
         text = _write(value)
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except (TypeError, ValueError, RecursionError):
         return None
     in_doubt = '{"$' in text or "\\u0000" in text or not _is_plain(value)

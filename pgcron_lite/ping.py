@@ -12,11 +12,11 @@ import logging
 import os
 import string
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib import parse
 
+from .clock import monotonic
 from .plan import check_url
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Pings:
                 return
             if self._queued < MOST_QUEUED:
                 self._queued += 1
-                self._lines.setdefault(url, _Line(url, time.monotonic())).waiting.append(ping)
+                self._lines.setdefault(url, _Line(url, monotonic())).waiting.append(ping)
                 trouble = self._see_to_the_thread()
                 self._changed.notify()
             else:
@@ -111,7 +111,7 @@ class Pings:
         with self._changed:
             while True:
                 line = min(filter(_has_pings, self._lines.values()), key=_due, default=None)
-                now = time.monotonic()
+                now = monotonic()
                 if line is not None and (line.due <= now or self._is_closed):
                     return line
                 if self._is_closed:
@@ -147,7 +147,7 @@ class Pings:
         """Take a ping off its line, or let it wait to be sent again."""
         with self._changed:
             again = trouble is not None and trouble.passes and line.repeats < len(PAUSES) and not line.is_down
-            line.due = time.monotonic() + (PAUSES[line.repeats] if again else 0.0)
+            line.due = monotonic() + (PAUSES[line.repeats] if again else 0.0)
             line.repeats = line.repeats + 1 if again else 0
             if again:
                 return

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import moment
+from .clock import monotonic
 from .errors import OptionError, PgCronError
 
 # What is kept of the output, in bytes of UTF-8, and how much of it an error shows, in characters.
@@ -61,7 +62,7 @@ def run(
     is not listened to.
     """
     seconds = moment.duration(timeout, name="timeout").total_seconds()
-    started = time.monotonic()
+    started = monotonic()
     child = _Child()
     try:
         child.start(command, stdin, environment or {}, cwd)
@@ -75,7 +76,7 @@ def run(
     code, output = child.process.returncode, child.output.text()
     if code != 0:
         raise CommandFailed(_ending(code), exit_code=code if code > 0 else None, output=output)
-    return {"exit_code": 0, "output": output, "seconds": round(time.monotonic() - started, 3)}
+    return {"exit_code": 0, "output": output, "seconds": round(monotonic() - started, 3)}
 
 
 def kill_all() -> None:
@@ -130,7 +131,7 @@ class _Child:
     def attend(self, until: float, seconds: float) -> None:
         """Give the command its input and take its output until it has ended."""
         while self.process.poll() is None:
-            left = until - time.monotonic()
+            left = until - monotonic()
             if left <= 0:
                 self._stop()
                 told = self.output.text()
@@ -161,8 +162,8 @@ class _Child:
     def _stop(self) -> None:
         """Ask the whole group to end, and kill what has not after a while."""
         _tell(self.process.pid, signal.SIGTERM)
-        until = time.monotonic() + GRACE_SECONDS
-        while self._is_alive() and (left := until - time.monotonic()) > 0:
+        until = monotonic() + GRACE_SECONDS
+        while self._is_alive() and (left := until - monotonic()) > 0:
             self._look(min(left, LAST_LOOK_SECONDS))
         self.kill()
         self._look_again()
@@ -287,9 +288,9 @@ def _tell(group: int, number: int) -> bool:
 
 def _reap(group: int, seconds: float) -> None:
     """Take note of the ends of the shell's children, which are ours if we are the first process of a container."""
-    until = time.monotonic() + seconds
+    until = monotonic() + seconds
     with contextlib.suppress(ChildProcessError):  # there are none, or no more
-        while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < until:
+        while os.waitpid(-group, os.WNOHANG)[0] or monotonic() < until:
             time.sleep(0.01)
 
 

@@ -72,11 +72,11 @@ class Task(Generic[P, R]):
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue this call. A call the function would refuse is refused here."""
-        return Handle(self.app, self.app.enqueue([self._job(args, kwargs)], self._call.conn)[0])
+        return Handle(self.app, self.app.enqueue(self._jobs([(args, kwargs)]), self._call.conn)[0])
 
     def map(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Handle[R]]:
         """Enqueue many calls in one statement: a tuple of positional arguments each, or a dict of keywords."""
-        jobs = [self._job(*_spread(call, index)) for index, call in enumerate(calls)]
+        jobs = self._jobs(_spread(call, index) for index, call in enumerate(calls))
         return [Handle(self.app, job_id) for job_id in self.app.enqueue(jobs, self._call.conn)]
 
     def options(
@@ -107,19 +107,20 @@ class Task(Generic[P, R]):
         )
         return changed
 
-    def _job(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NewJob:
-        call, own = self._call, self.settings
-        return NewJob(
-            task=self.name,
-            args=self.arguments.dumps(args, kwargs, self.app.settings.payload_limit),
-            queue=call.queue or own.queue,
-            priority=own.priority if call.priority is None else call.priority,
-            execute_after=call.execute_after,
-            max_attempts=call.max_attempts or own.policy.most_attempts,
-            max_crashes=own.max_crashes,
-            headers=self.app.headers_for(self, call.headers),
-            tags=call.tags,
-        )
+    def _jobs(self, calls: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[NewJob]:
+        call, own, app, dumps = self._call, self.settings, self.app, self.arguments.dumps
+        # What all of them share is found once: there may be a hundred thousand.
+        limit = app.settings.payload_limit
+        queue = call.queue or own.queue
+        priority = own.priority if call.priority is None else call.priority
+        max_attempts = call.max_attempts or own.policy.most_attempts
+        return [
+            NewJob(
+                self.name, dumps(args, kwargs, limit), queue, priority, call.execute_after, max_attempts,
+                own.max_crashes, app.headers_for(self, call.headers), call.tags,
+            )
+            for args, kwargs in calls
+        ]  # fmt: skip
 
 
 def task_options(

@@ -18,6 +18,7 @@ LAYERS = {
     "values": {
         "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
         "revive", "arguments", "events", "config", "wake", "identity", "plan", "ticks", "crontab", "clock",
+        "value",
     },
     "app": {"task", "schedules", "handle", "app", "current", "discover"},
     "machines": {

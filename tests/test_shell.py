@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -308,7 +307,7 @@ def late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def monotonic() -> float:
         return time.monotonic() + (100_000 if path.exists() and path.read_text().strip() else 0)
 
-    monkeypatch.setattr(shell, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+    monkeypatch.setattr(shell, "monotonic", monotonic)
     return path
 
 

@@ -60,8 +60,7 @@ class Enqueueing(Statements):
         if not self._may_ring():
             return
         try:
-            with self.links.take() as link:
-                link.rows(_RING)
+            self._run(_RING, {})
         except PgCronError as error:
             self._rang_in_vain(error)
 
@@ -78,16 +77,20 @@ class Enqueueing(Statements):
         logger.debug("the doorbell does not work: %s", error)
 
     def _insert(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> None:
-        query, params = (_INSERT_ONE, _row(ids[0], jobs[0])) if len(jobs) == 1 else (_INSERT, _columns(ids, jobs))
-        if not self._may_ring():
-            self._rows(query, params)
-            # The commit may have taken longer than those who were woken look again.
-            return self.ring()
-        # Behind the commit, in a transaction of its own: a full notify queue must not undo what was enqueued.
-        with self.links.take() as link:
-            _, trouble = link.rows_then(query, params, _RING)
-        if trouble is not None:
-            self._rang_in_vain(trouble)
+        if len(jobs) == 1 and self._may_ring():
+            # Behind the commit, in a transaction of its own: a full notify queue must not undo what was enqueued, and
+            # the lock of all notices is not held while the disk is waited for.
+            with self.links.take() as link:
+                trouble = link.run_then(_INSERT_ONE, _row(ids[0], jobs[0]), _RING)
+            if trouble is not None:
+                self._rang_in_vain(trouble)
+            return
+        if len(jobs) == 1:
+            self._run(_INSERT_ONE, _row(ids[0], jobs[0]))
+        else:
+            self._rows(_INSERT, _columns(ids, jobs))
+        # The commit may have taken longer than those who were woken look again.
+        self.ring()
 
     def _copy(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> None:
         # COPY takes a quarter of the time of an insert from arrays.
@@ -126,10 +129,10 @@ class Enqueueing(Statements):
     def _draw(self, count: int) -> list[int]:
         query: LiteralString = "select nextval('pgcron.jobs_id_seq') as id from generate_series(1, %(count)s)"
         try:
-            rows = self._rows(query, {"count": count})
+            rows = self._tuples(query, {"count": count})
         except DatabaseUnavailable:
-            rows = self._rows(query, {"count": count})
-        return [row.id for row in rows]
+            rows = self._tuples(query, {"count": count})
+        return [job_id for job_id, in rows]
 
 
 # What is lost when the server crashes is a noise, so nobody waits for the disk; nor, for longer than this, for the lock

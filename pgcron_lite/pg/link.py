@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NoReturn
 
 import psycopg
 import psycopg.waiting
@@ -30,7 +30,8 @@ from psycopg.rows import namedtuple_row, tuple_row
 from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
-from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption_first, unreachable, worded
+from .prepared import Prepared, Values
+from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption, unreachable, worded
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,6 @@ _LIMITS: LiteralString = """
     from (values ('enable_seqscan'), ('enable_hashjoin'), ('enable_mergejoin'), ('jit')) as plans (name)
 """
 _LEVEL: LiteralString = "select pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"
-
-DONE = (psycopg.pq.ExecStatus.TUPLES_OK, psycopg.pq.ExecStatus.COMMAND_OK)
 
 _UNANSWERED = "a statement was sent and not answered"
 
@@ -96,14 +95,14 @@ class Link:
         self._used_at = 0.0
         self._hears = hears
         # Is the server itself at the other end, and no pooler? Then the session is ours: plans and limits stay.
-        self._is_direct = False
+        self._prepared: Prepared | None = None
         self._trusts_plans = True
         _links.add(self)
 
     def rows(self, query: LiteralString, params: Params = None) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows."""
         with self._connected() as conn:
-            if self._is_direct:
+            if self._prepared is not None:
                 # One statement is a transaction, and its limits are those of the session.
                 return _fetched(conn.execute(in_schema(query, self.schema), params))
             return _fetched(self._limited(conn, in_schema(query, self.schema), params))
@@ -111,24 +110,30 @@ class Link:
     def tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
         """Like `rows`, for many rows: plain tuples, sent in the server's own format."""
         with self._connected() as conn:
-            if self._is_direct:
+            if self._prepared is not None:
                 with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
                     return cursor.execute(in_schema(query, self.schema), params).fetchall()
             return [tuple(row) for row in _fetched(self._limited(conn, in_schema(query, self.schema), params))]
 
-    def rows_then(
-        self, query: LiteralString, params: Params, then: LiteralString
-    ) -> tuple[list[Row], psycopg.Error | None]:
-        """`rows`, and with the same trip a second transaction behind its commit: what became of that is told apart."""
+    def run(self, query: LiteralString, values: Values) -> None:
+        """Like `rows`, the shortest way: no rows come back, and parameters are texts, numbers, moments or None."""
         with self._connected() as conn:
-            if self._is_direct:
-                return self._one_after_the_other(conn, in_schema(query, self.schema), params, then)
-            rows = _fetched(self._limited(conn, in_schema(query, self.schema), params))
+            if self._prepared is not None:
+                self._prepared.run(in_schema(query, self.schema), values)
+            else:
+                self._limited(conn, in_schema(query, self.schema), values)
+
+    def run_then(self, query: LiteralString, values: Values, then: LiteralString) -> psycopg.Error | None:
+        """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
+        with self._connected() as conn:
+            if self._prepared is not None:
+                return self._prepared.run_then(in_schema(query, self.schema), values, in_schema(then, self.schema))
+            self._limited(conn, in_schema(query, self.schema), values)
             try:
                 self._limited(conn, in_schema(then, self.schema), None)
             except psycopg.Error as error:
-                return rows, error
-            return rows, None
+                return error
+            return None
 
     def copy(self, query: LiteralString, text: Iterable[str]) -> None:
         """Send rows in PostgreSQL's text format, in a transaction of its own."""
@@ -145,7 +150,7 @@ class Link:
     def transaction(self) -> Iterator[psycopg.Connection[Row]]:
         """A transaction for several statements that depend on one another."""
         with self._connected() as conn, conn.transaction():
-            if not self._is_direct:
+            if self._prepared is None:
                 conn.execute(_LIMITS, self._limits(local=True))
             yield conn
 
@@ -188,29 +193,34 @@ class Link:
     def _connected(self) -> Iterator[psycopg.Connection[Row]]:
         with self._turn:
             self.busy_since = monotonic()
+            handled = sys.exc_info()[1]
             try:
                 self._replace_if_idled_out()
-                with interruption_first():
-                    yield self.connection()
-            except LEAVE as error:
-                self._trusts_plans = False
-                self.close()
-                raise DatabaseUnavailable(worded(error)) from error
-            except WRONG_SCHEMA as error:
-                self._recover()
-                raise SchemaMismatch(f"{worded(error)}. Run: pgcron migrate") from error
-            except TRY_AGAIN as error:
-                self._recover()
-                raise DatabaseUnavailable(worded(error)) from error
+                yield self.connection()
             except psycopg.Error as error:
-                self._recover()
-                raise DatabaseRefused(worded(error)) from error
+                self._refuse(error, handled)
             except BaseException:
                 # A greenlet killed in the middle of a statement leaves it running on the server.
                 self.close()
                 raise
             finally:
                 self.busy_since, self._used_at = None, monotonic()
+
+    def _refuse(self, error: psycopg.Error, handled: BaseException | None) -> NoReturn:
+        """Raise what `error` means, and keep the connection only if it is worth keeping."""
+        if (thrown_in := interruption(error, handled)) is not None:
+            self.close()
+            raise thrown_in from None
+        if isinstance(error, LEAVE):
+            self._trusts_plans = False
+            self.close()
+            raise DatabaseUnavailable(worded(error)) from error
+        self._recover()
+        if isinstance(error, WRONG_SCHEMA):
+            raise SchemaMismatch(f"{worded(error)}. Run: pgcron migrate") from error
+        if isinstance(error, TRY_AGAIN):
+            raise DatabaseUnavailable(worded(error)) from error
+        raise DatabaseRefused(worded(error)) from error
 
     def _limits(self, *, local: bool) -> dict[str, Any]:
         """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
@@ -237,31 +247,6 @@ class Link:
             raise refusal or pg_errors.InternalError(_UNANSWERED)
         return answer
 
-    def _one_after_the_other(
-        self, conn: psycopg.Connection[Row], query: LiteralString, params: Params, then: LiteralString
-    ) -> tuple[list[Row], psycopg.Error | None]:
-        first: psycopg.Cursor[Row] | None = None
-        trouble: psycopg.Error | None = None
-        try:
-            with conn.pipeline() as pipeline:
-                try:
-                    first = conn.execute(query, params)
-                    pipeline.sync()
-                    # Its commit may fail, and is a statement, so that the error has one to belong to.
-                    conn.execute("begin")
-                    conn.execute(in_schema(then, self.schema))
-                    conn.execute("commit")
-                except psycopg.Error as error:
-                    trouble = error
-        except psycopg.Error as error:
-            trouble = trouble or error
-        if first is None or first.pgresult is None or first.pgresult.status not in DONE:
-            raise trouble or pg_errors.InternalError(_UNANSWERED)
-        rows = _fetched(first)
-        if trouble is not None:
-            self._recover()
-        return rows, trouble
-
     def _replace_if_idled_out(self) -> None:
         """Open a new connection if the server ended ours for being idle: the operator's wish, and no outage.
 
@@ -284,7 +269,7 @@ class Link:
             raise unreachable(self.address, error) from error
         # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
         self._conn = conn
-        conn.prepare_threshold, self._is_direct = None, False
+        conn.prepare_threshold, self._prepared = None, None
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             standby, backend = self._introduce(conn)
@@ -297,8 +282,8 @@ class Link:
         if self._trusts_plans and backend == conn.info.backend_pid:
             # The server itself answered, not a pooler that would send the next statement elsewhere.
             conn.prepare_threshold = 2
-            self._is_direct = True
             self._settle_in(conn)
+            self._prepared = Prepared(conn)
         if not self._hears:
             # Behind a pooler we may be sent what others listen to, and psycopg would keep it all.
             conn.add_notify_handler(lambda notice: None)

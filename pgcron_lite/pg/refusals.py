@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psycopg
 from psycopg import errors as pg_errors
@@ -40,22 +37,15 @@ WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
 )
 
 
-@contextmanager
-def interruption_first() -> Iterator[None]:
-    """Let what was thrown in from outside, a deadline's or a killed greenlet's, come out as it is.
+def interruption(error: BaseException, handled: BaseException | None) -> BaseException | None:
+    """What was thrown in from outside, a deadline's or a killed greenlet's, when psycopg raised `error` in its place.
 
-    psycopg then tidies its pipeline up, cannot in the middle of a statement, and raises that in its place.
+    It tidies its pipeline up, and cannot in the middle of a statement. What was `handled` before is no interruption.
     """
-    handled = sys.exc_info()[1]
-    try:
-        yield
-    except psycopg.Error as error:
-        earlier = error.__context__
-        while isinstance(earlier, Exception) and earlier is not handled:
-            earlier = earlier.__context__
-        if earlier is None or earlier is handled:
-            raise
-        raise earlier from None
+    earlier = error.__context__
+    while isinstance(earlier, Exception) and earlier is not handled:
+        earlier = earlier.__context__
+    return None if earlier is handled else earlier
 
 
 def unreachable(address: Address, error: psycopg.Error) -> DatabaseUnavailable:

@@ -10,6 +10,7 @@ from typing import Any, LiteralString, Protocol
 from .address import Address
 from .link import Link, Params, in_schema
 from .links import Links
+from .prepared import Values
 
 
 class Run(Protocol):
@@ -65,6 +66,11 @@ class Statements:
     def _rows(self, query: LiteralString, params: Params = None) -> list[Any]:
         with self.links.take() as link:
             return link.rows(query, params)
+
+    def _run(self, query: LiteralString, values: Values) -> None:
+        """What is sent all the time, and brings no rows."""
+        with self.links.take() as link:
+            link.run(query, values)
 
     @contextmanager
     def _transaction(self) -> Iterator[Run]:

@@ -1,4 +1,4 @@
-"""Rows 85-93, 101 and 102 of the fault catalogue: schedules kept by real processes that are killed, frozen and deployed.
+"""Rows 85-93, 101 and 102 of the fault catalogue: schedules kept by processes that are killed, frozen and deployed.
 
 `PGCRON_CRON_SECONDS=600 pytest tests/faults/test_time_rows.py -k each_second` kills for ten minutes.
 """

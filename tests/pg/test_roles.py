@@ -147,8 +147,9 @@ def _is_allowed(act: Verb, store: Any, subject: Any) -> bool:
     "statement",
     [
         "truncate pgcron.jobs",
-        "alter table pgcron.jobs drop constraint jobs_task_check",
+        "alter table pgcron.jobs drop constraint jobs_state_check",
         "drop index pgcron.jobs_waiting",
+        "alter domain pgcron.task_name drop constraint task_name_check",
         "drop view pgcron.all_jobs",
         "create or replace function pgcron.clock() returns timestamptz language sql as 'select now()'",
         "create table pgcron.mine ()",

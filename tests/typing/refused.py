@@ -57,3 +57,9 @@ def no_generator(job: Job) -> None: ...
 @app.around  # refused: arg-type
 def of_something_else(number: int) -> Iterator[None]:
     yield
+
+
+@app.around
+def changes_what_it_was_given(job: Job) -> Iterator[None]:
+    job.queue = "other"  # refused: misc
+    yield
