@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from ..errors import OptionError
 from ..job import FINAL, Job, NewJob, State, WorkerCard
 
+SMALLINT = 2**15
 # Between these a job may be due.
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 # Behind every id.
@@ -123,16 +124,15 @@ def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:
 
 def _check(new: NewJob, due: datetime) -> None:
     """Refuse what the constraints of the real table refuse."""
-    smallest, largest = -(2**15), 2**15 - 1
-    holds = {
-        "task": 0 < len(new.task) <= 200,
-        "queue": 0 < len(new.queue) <= 100,
-        "priority": smallest <= new.priority <= largest,
-        "max_attempts": 1 <= new.max_attempts <= largest,
-        "max_crashes": 1 <= new.max_crashes <= largest,
-        "args": new.args.lstrip()[:1] in ("{", "["),
-        "execute_after": EARLIEST <= due <= LATEST,
-    }
-    wrong = [name for name, is_fine in holds.items() if not is_fine]
-    if wrong:
-        raise OptionError(f"a job with {wrong[0]}={getattr(new, wrong[0])!r} cannot be stored")
+    wrong = (
+        "task" if not 0 < len(new.task) <= 200
+        else "queue" if not 0 < len(new.queue) <= 100
+        else "priority" if not -SMALLINT <= new.priority < SMALLINT
+        else "max_attempts" if not 1 <= new.max_attempts < SMALLINT
+        else "max_crashes" if not 1 <= new.max_crashes < SMALLINT
+        else "args" if new.args.lstrip()[:1] not in ("{", "[")
+        else "execute_after" if not EARLIEST <= due <= LATEST
+        else None
+    )  # fmt: skip
+    if wrong is not None:
+        raise OptionError(f"a job with {wrong}={getattr(new, wrong)!r} cannot be stored")
