@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from . import plan, ticks
 from .clock import Clock, monotonic
@@ -24,6 +25,8 @@ from .ticks import Admission, Change, Closing, Entry, Move, Tick
 
 if TYPE_CHECKING:
     from .app import PgCron, Store
+
+T = TypeVar("T")
 
 logger = logging.getLogger("pgcron_lite.schedules")
 
@@ -58,7 +61,7 @@ class Scheduler:
         if self._plans and look.plan_in is not None:
             self.due_at = self._clock() + max(0.0, look.plan_in)
         if look.ticks_want_watching:
-            self._watch()
+            self._bearing(self._watch, None)
 
     def step(self) -> bool:
         """Have ticks decided. True if that made jobs; the first is due in `first_in` seconds."""
@@ -66,7 +69,7 @@ class Scheduler:
         moves = self._plan()
         if moves is None:
             return False
-        changes = self._store.reconcile()
+        changes: list[Change] = self._bearing(self._store.reconcile, [])
         for change in changes:
             _say(change)
         if changes:
@@ -84,7 +87,7 @@ class Scheduler:
             # There may have been later ticks meanwhile, one of which stands for it.
             while self._plan() and self.due_at == 0.0:
                 pass
-        admissions = self._store.admit([job.id for job in of_ticks])
+        admissions = self._admissions([job.id for job in of_ticks])
         let_in, turned_away = [], []
         for job in jobs:
             admission = admissions.get(job.id)
@@ -102,7 +105,7 @@ class Scheduler:
         """These have ended, and it is written: note it with their ticks. True if others may have waited for it."""
         of_ticks = [job.id for job in jobs if plan.SCHEDULE in job.headers]
         if of_ticks:
-            closings = self._store.close_ticks(of_ticks)
+            closings: list[Closing] = self._bearing(partial(self._store.close_ticks, of_ticks), [])
             if self._plans and any(closing.goes_on for closing in closings):
                 self.due_at = 0.0
             self._noted(closings)
@@ -112,6 +115,25 @@ class Scheduler:
     def close(self, seconds: float) -> None:
         """Wait at most so long for reports that are on their way."""
         self._pings.close(seconds)
+
+    def _admissions(self, job_ids: list[int]) -> dict[int, Admission]:
+        try:
+            return self._store.admit(job_ids)
+        except DatabaseRefused:
+            # The schedule of one of them is broken. It breaks alone, and its run, which was decided before, begins.
+            found: dict[int, Admission] = {}
+            for job_id in job_ids:
+                alone: dict[int, Admission] = self._bearing(partial(self._store.admit, [job_id]), {})
+                found |= alone
+            return found
+
+    def _bearing(self, do: Callable[[], T], otherwise: T) -> T:
+        """What `do` brings; a schedule that somebody has edited into nonsense ends no worker."""
+        try:
+            return do()
+        except DatabaseRefused as error:
+            logger.error("the database refuses something about schedules; is one edited by hand? %s", error)
+            return otherwise
 
     def _plan(self) -> list[Move] | None:
         """One batch; there are jobs to be claimed between two of them. None: it is others' turn."""
@@ -182,7 +204,7 @@ class Scheduler:
         return Move(name, 0, now, None, (tick,))
 
     def _let_in(self, job: Job, admission: Admission) -> Job:
-        schedule, tick = job.headers[plan.SCHEDULE], datetime.fromisoformat(job.headers[plan.TICK])
+        schedule, tick = job.headers[plan.SCHEDULE], _tick_of(job)
         if job.attempt == 1:
             if admission.ping:
                 self._pings.send(admission.ping, "start", f"{schedule}, tick of {in_utc(tick)}")
@@ -225,6 +247,13 @@ class Scheduler:
 
 def _is_late(job: Job) -> bool:
     return job.claimed_at is not None and job.claimed_at - job.execute_after > ticks.LATE
+
+
+def _tick_of(job: Job) -> datetime:
+    try:
+        return datetime.fromisoformat(job.headers[plan.TICK])
+    except (KeyError, ValueError):  # edited by hand
+        return job.execute_after
 
 
 def _refused(job: Job, reason: str) -> Ended:

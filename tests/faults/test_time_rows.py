@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ from workers import QUICK, Queue, WorkerProcess, Workers
 
 from pgcron_lite import PgCron, plan, ticks
 from pgcron_lite.errors import DatabaseUnavailable
+from pgcron_lite.job import Outcome
 from pgcron_lite.pg.address import address
 from pgcron_lite.pg.store import PostgresStore
 from pgcron_lite.plan import Schedule
@@ -283,6 +285,34 @@ def test_whoever_holds_the_lock_cannot_keep_schedules_from_being_kept(crew: Crew
         turns = [scheduler.step() for _ in range(MOST_OTHERS_TURNS + 1)]
 
     assert turns == [False] * MOST_OTHERS_TURNS + [True]
+
+
+@pytest.mark.row(104)
+def test_a_schedule_that_was_edited_into_nonsense_breaks_alone(
+    crew: Crew, clock: Clock, pg_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, scheduler, me = crew.stores[0], crew.schedulers[0], uuid.uuid4()
+    for name in ("bad", "good"):
+        put(store, name, "*/10 * * * *")
+    scheduler.step()
+    nonsense = '{"task": "add", "timing": "x", "overlap": 7, "grace": "soon", "after_finish": "perhaps"}'
+    with psycopg.connect(pg_url) as conn:
+        conn.execute("update pgcron.schedules set definition = %s where name = 'bad'", [nonsense])
+    clock.advance(600)
+
+    held = store.claim(me, uuid.uuid4(), ["*"], ["add"], 9)
+    let_in, turned_away = scheduler.admit(held)
+    assert (len(let_in), turned_away) == (2, [])
+    store.settle([Outcome(job.id, job.claim or me, "done") for job in let_in])
+    for job in let_in:
+        scheduler.ended([job])
+    clock.advance(20)
+    scheduler.heed(store.look(["*"], ["add"]))
+    scheduler.step()
+
+    assert [view.outcome for view in store.ticks("good")] == [None, "done"]
+    assert "is one edited by hand?" in caplog.text
+    assert store.schedules("bad")[0].trouble is not None
 
 
 @pytest.mark.row(92)
