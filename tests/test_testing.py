@@ -1018,9 +1018,7 @@ def run_pytest(folder: Path, program: str, *args: str, **env: str) -> subprocess
 
 
 def test_the_plugin_is_an_entry_point() -> None:
-    setup = (Path(pgcron_lite.__file__).parents[1] / "setup.cfg").read_text("utf-8")
-
-    assert "pytest11 =\n    pgcron = pgcron_lite.testing.plugin\n" in setup
+    assert "pgcron_lite.testing.plugin" in [point.value for point in metadata.entry_points(group="pytest11")]
 
 
 def test_the_plugin_loads_no_driver_and_not_even_the_toolkit() -> None:
