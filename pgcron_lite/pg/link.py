@@ -93,7 +93,8 @@ class Link:
         self._conn: psycopg.Connection[Row] | None = None
         self._turn = threading.Lock()
         self._used_at = 0.0
-        self._hears = hears
+        # The channels of notices that have arrived and were not asked for yet; None for a link that does not listen.
+        self._heard: list[str] | None = [] if hears else None
         # Is the server itself at the other end, and no pooler? Then the session is ours: plans and limits stay.
         self._prepared: Prepared | None = None
         self._trusts_plans = True
@@ -161,6 +162,17 @@ class Link:
     def fileno(self) -> int:
         assert self._conn is not None
         return self._conn.fileno()
+
+    def notices(self) -> list[str]:
+        """The channels of the notices that have arrived. Waits for nothing, so it goes by no clock."""
+        assert self._heard is not None
+        server = self.connection().pgconn
+        server.consume_input()
+        while (notice := server.notifies()) is not None:
+            self._heard.append(notice.relname.decode("utf-8", "replace"))
+        channels = self._heard[:]
+        del self._heard[: len(channels)]
+        return channels
 
     def connection(self) -> psycopg.Connection[Row]:
         """The connection itself, opened if need be; for the listener."""
@@ -284,7 +296,10 @@ class Link:
             conn.prepare_threshold = 2
             self._settle_in(conn)
             self._prepared = Prepared(conn)
-        if not self._hears:
+        heard = self._heard
+        if heard is not None:
+            conn.add_notify_handler(lambda notice: heard.append(notice.channel))
+        else:
             # Behind a pooler we may be sent what others listen to, and psycopg would keep it all.
             conn.add_notify_handler(lambda notice: None)
         return conn

@@ -129,14 +129,13 @@ class Listener:
         return False, self._until_next_look()
 
     def _drain(self) -> bool:
-        """Take every notice that has arrived; some may lie in psycopg's backlog with the socket already silent."""
+        """Take every notice that has arrived; some may have come with a statement, and the socket is silent again."""
         rung = False
         try:
             if self._link is None or not self._link.is_open:
                 raise DatabaseUnavailable("the connection is closed")
-            # A list, because the generator holds the connection's lock while it is suspended.
-            for notice in list(self._link.connection().notifies(timeout=0)):
-                if notice.channel == self._proof:
+            for channel in self._link.notices():
+                if channel == self._proof:
                     self._proven()
                 else:
                     # Who sent it, and what it says, does not matter: anybody may. It only means "look".
