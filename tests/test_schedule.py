@@ -376,6 +376,7 @@ def test_a_hashed_or_random_expression_is_refused(written):
 
 
 @pytest.mark.row(99)
+@pytest.mark.row("S12")
 def test_an_expression_that_is_made_to_be_slow_is_refused_by_its_length():
     with pytest.raises(OptionError, match="a cron expression of 70008 characters; it may have 256"):
         Cron(",".join(["1"] * 35_000) + "1 * * * *")

@@ -182,7 +182,7 @@ def test_two_generations_side_by_side(queue: Queue, workers: Workers) -> None:
         if worker is not after and worker.is_alive:
             assert worker.stop() == 0
     eventually(lambda: queue.rows("select 1 from pgcron.schedules where name = 'gone' and retired_at is not null"))
-    time.sleep(2)
+    until_running(queue, len(ticks_of(queue)) + 2)
     assert not queue.rows("select id from pgcron.jobs where headers ->> 'pgcron-schedule' = 'gone'")
     assert_each_second_once(queue)
 
@@ -285,6 +285,21 @@ def test_whoever_holds_the_lock_cannot_keep_schedules_from_being_kept(crew: Crew
         turns = [scheduler.step() for _ in range(MOST_OTHERS_TURNS + 1)]
 
     assert turns == [False] * MOST_OTHERS_TURNS + [True]
+
+
+@pytest.mark.row(102)
+def test_two_runs_of_one_schedule_are_let_in_one_after_the_other(crew: Crew, clock: Clock, pg_url: str) -> None:
+    store = crew.stores[0]
+    put(store, "s", "* * * * * */10", catch_up="all", overlap="queue")
+    crew.schedulers[0].step()
+    clock.advance(20)
+    first, second = store.claim(uuid.uuid4(), uuid.uuid4(), ["*"], ["add"], 2)
+
+    with psycopg.connect(pg_url) as one, psycopg.connect(pg_url) as other:
+        one.execute("select pgcron.admit(%s)", [[first.id]])
+        other.execute("set lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("select pgcron.admit(%s)", [[second.id]])
 
 
 @pytest.mark.row(104)

@@ -1,10 +1,11 @@
 -- pgcron: schedules and their ticks.
 -- oldest code: 3
 --
--- A schedule is a row: its definition, and how far its ticks are decided. A tick is a row: one due moment of a schedule,
--- with the job it was given, or with the reason why it was given none. (schedule, tick) is the key, and the tick, its
--- job and the step of the schedule's `last_tick` are written by one statement that compares `revision`; so a tick
--- fires once, whoever decides it and however often. `last_tick` never goes back past a tick that has come.
+-- A schedule is a row: its definition, and how far its ticks are decided. A tick is a row: one due moment of a
+-- schedule, with the job it was given, or with the reason why it was given none. (schedule, tick) is the key; the tick,
+-- its job and the step of the schedule's `last_tick` are written in one transaction, and only if `revision` is still
+-- what it was; so a tick fires once, whoever decides it and however often. `last_tick` never goes back past a tick that
+-- has come.
 --
 -- Schedules declared in code are brought along by the workers that run that code. A generation is one such set of
 -- declarations; what the newest of the generations with a living worker says about a schedule holds. So a rolling
@@ -323,7 +324,8 @@ begin
         join rules as r on r.name = n.schedule
         union all
         -- Judged before, and its job is still there: the reply was lost, or it was queued again by hand.
-        select t.job_id, case when t.outcome = 'skipped' then 'skip' else 'go' end, t.reason, null, null, t.kind, false, null
+        select t.job_id, case when t.outcome = 'skipped' then 'skip' else 'go' end, t.reason, null, null, t.kind, false,
+               null
         from pgcron.ticks as t
         where t.job_id = any(ids) and t.outcome is not null;
 end
