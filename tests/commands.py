@@ -26,7 +26,8 @@ def environment(url: str | None, **more: str) -> dict[str, str]:
     others = {"DATABASE_URL", "FLASK_APP", "DYNO"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PGCRON_") and k not in others}
     given = {} if url is None else {"DATABASE_URL": url}
-    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **given, **more}
+    # An app that a test writes twice within a second has one date, and could be read as it was compiled the first time.
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", **given, **more}
 
 
 def command(*words: object) -> list[str]:
@@ -62,6 +63,7 @@ def _in_this_process(words: list[str], folder: Path, env: dict[str, str], stdin:
         os.environ.update(env)
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "dont_write_bytecode", True)
         try:
             pgcron.main(words, prog_name="pgcron")
         except SystemExit as end:

@@ -701,9 +701,12 @@ def on_a_terminal(words: list[str], folder: Path, env: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 ms"), (0.25, "250 ms"), (1.4, "1 s"), (59.6, "1 m"), (3725, "1 h 2 m"), (90061, "1 d 1 h"), (-5, "0 ms")],
-)
-def test_a_span_is_said_in_its_two_largest_units(seconds, words):
+    [
+        (0, "0 ms"), (0.25, "250 ms"), (1.4, "1 s"), (59.6, "1 m"), (61, "1 m 1 s"), (3725, "1 h 2 m"), (3605, "1 h"),
+        (90061, "1 d 1 h"), (464 * 86400 + 40 * 60, "464 d"), (-5, "0 ms"),
+    ],
+)  # fmt: skip
+def test_a_span_is_said_in_its_largest_unit_and_the_next(seconds, words):
     assert output.span(seconds) == words
 
 

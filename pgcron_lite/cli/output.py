@@ -106,12 +106,12 @@ def upcoming(then: datetime | None, now: datetime) -> str:
 
 
 def span(value: timedelta | float) -> str:
-    """A span in its two largest units: `3 s`, `12 m`, `2 h 5 m`, `4 d 1 h`."""
+    """A span in its largest unit and the next: `3 s`, `12 m`, `2 h 5 m`, `4 d 1 h`, and `9 d` for nine and 40 minutes."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
-    rounded = timedelta(seconds=round(seconds))
-    words = moment.spoken(rounded).split()[:2]
+    first, *rest = moment.spoken(timedelta(seconds=round(seconds))).split()
+    words = [first, *(word for word in rest[:1] if first[-1] + word[-1] in ("dh", "hm", "ms"))]
     return " ".join(f"{word[:-1]} {word[-1]}" for word in words)
 
 
