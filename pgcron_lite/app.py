@@ -272,17 +272,17 @@ class PgCron:
 
         return complete_on(conn, job_id, claim, result, schema=self.settings.schema)
 
-    def headers_for(self, task: Task[..., Any], given: Mapping[str, str] | None) -> dict[str, str]:
+    def headers_for(self, task: Task[..., Any], given: Mapping[str, str]) -> Mapping[str, str]:
         """The headers a job travels with: the caller's, and what `job_enqueuing` receivers add."""
-        headers = dict(given or {})
-        if self.events.wants("job_enqueuing"):
-            self.events.send("job_enqueuing", task=task.name, headers=headers)
-            try:
-                headers = header_texts(headers)
-            except OptionError:
-                logger.exception("a receiver of job_enqueuing added what is no header; the job goes without")
-                headers = dict(given or {})
-        return headers
+        if not self.events.wants("job_enqueuing"):
+            return given
+        headers = dict(given)
+        self.events.send("job_enqueuing", task=task.name, headers=headers)
+        try:
+            return header_texts(headers)
+        except OptionError:
+            logger.exception("a receiver of job_enqueuing added what is no header; the job goes without")
+            return given
 
     def handle(self, job_id: int) -> Handle[Any]:
         """A handle for a job whose id you kept."""

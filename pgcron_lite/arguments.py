@@ -34,6 +34,8 @@ class Arguments:
         """The call as JSON text. A call the function would refuse is refused here, as a TypeError."""
         hints = self._annotations()
         if self._plain is not None and len(args) == len(self._plain) and not kwargs:
+            if not args:
+                return "{}"
             return payload.dumps(dict(zip(self._plain, args, strict=True)), path="args", limit=limit)
         try:
             bound = self._signature.bind(*args, **kwargs).arguments

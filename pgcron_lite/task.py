@@ -47,7 +47,7 @@ class CallOptions:
     priority: int | None = None
     max_attempts: int | None = None
     execute_after: timedelta | datetime | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     conn: Any = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
@@ -15,6 +15,7 @@ from ..clock import monotonic
 from ..errors import DatabaseRefused, DatabaseUnavailable, PgCronError
 from ..job import NewJob
 from .link import in_schema
+from .records import COLUMNS, records
 from .rows import as_json
 from .statements import Statements
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 RING_WINDOW = 0.025
 # How long none is tried after one has failed.
 RING_PAUSE = 1.0
-# From so many jobs on the text of a COPY pays.
+# From so many jobs on a COPY pays.
 COPIES_FROM = 200
 
 
@@ -96,7 +97,7 @@ class Enqueueing(Statements):
         # COPY takes a quarter of the time of an insert from arrays.
         with self.links.take() as link:
             now = link.rows("select pgcron.clock() as now")[0].now
-            link.copy(_COPY, lines(ids, jobs, now))
+            link.copy(_COPY, lambda encoding: records(ids, jobs, now, encoding))
 
     def notify(self, channel: str) -> None:
         """Send an empty notice: how a listener finds out whether it can be heard."""
@@ -168,11 +169,7 @@ _INSERT: LiteralString = """
 """
 
 
-_COPY: LiteralString = """
-    copy pgcron.jobs (id, task, queue, priority, args, headers, tags, execute_after, max_attempts, max_crashes,
-                      created_at)
-    from stdin
-"""
+_COPY: LiteralString = f"copy pgcron.jobs ({COLUMNS}) from stdin (format binary)"
 
 
 class IdStock:
@@ -198,37 +195,6 @@ class IdStock:
                 self._batch = min(self._batch * 2, self.MOST)
             taken, self._ids = self._ids[:count], self._ids[count:]
             return taken
-
-
-def lines(ids: Sequence[int], jobs: Sequence[NewJob], now: datetime) -> Iterator[str]:
-    """Jobs as COPY reads them, in blocks of text."""
-    created = now.isoformat()
-    for start in range(0, len(jobs), 1000):
-        block = []
-        for job_id, job in zip(ids[start : start + 1000], jobs[start : start + 1000], strict=True):
-            due = job.execute_after
-            at = created if due is None else _moment(due, now).isoformat()
-            headers = _quoted(as_json(dict(job.headers))) if job.headers else "{}"
-            tags = _quoted(_array(job.tags)) if job.tags else "{}"
-            block.append(
-                f"{job_id}\t{_quoted(job.task)}\t{_quoted(job.queue)}\t{job.priority}\t{_quoted(job.args)}\t{headers}\t"
-                f"{tags}\t{at}\t{job.max_attempts}\t{job.max_crashes}\t{created}\n"
-            )
-        yield "".join(block)
-
-
-def _moment(due: datetime | timedelta, now: datetime) -> datetime:
-    try:
-        return due if isinstance(due, datetime) else now + due
-    except OverflowError:
-        raise DatabaseRefused(f"no date is {due} from now") from None
-
-
-def _quoted(text: str) -> str:
-    """Text as a field of COPY. Most has nothing to quote."""
-    if text.isprintable() and "\\" not in text:
-        return text
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _array(words: Sequence[str]) -> str:

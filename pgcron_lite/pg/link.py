@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, LiteralString, NoReturn
@@ -30,7 +30,7 @@ from psycopg.rows import namedtuple_row, tuple_row
 from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
-from .prepared import Prepared, Values
+from .prepared import Prepared, Values, encoding_of
 from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption, unreachable, worded
 
 logger = logging.getLogger(__name__)
@@ -136,10 +136,10 @@ class Link:
                 return error
             return None
 
-    def copy(self, query: LiteralString, text: Iterable[str]) -> None:
-        """Send rows in PostgreSQL's text format, in a transaction of its own."""
+    def copy(self, query: LiteralString, blocks: Callable[[str], Iterable[bytes]]) -> None:
+        """Send rows as COPY reads them, in a transaction of its own. `blocks` is told the encoding of texts."""
         with self.transaction() as conn, conn.cursor().copy(in_schema(query, self.schema)) as copy:
-            for block in text:
+            for block in blocks(encoding_of(conn)):
                 copy.write(block)
 
     def alone(self, query: LiteralString | sql.Composed) -> None:

@@ -41,8 +41,7 @@ class Prepared:
         self._conn = conn
         self._pgconn = conn.pgconn
         self._statements: dict[str, Statement] = {}
-        # What psycopg calls ASCII is a database that takes any bytes.
-        self._encoding = "utf-8" if conn.info.encoding == "ascii" else conn.info.encoding
+        self._encoding = encoding_of(conn)
 
     def run(self, query: LiteralString, values: Values) -> None:
         """Run a statement whose answer, unless it is an error, says nothing."""
@@ -115,3 +114,9 @@ class Prepared:
             if result.status == ExecStatus.FATAL_ERROR:
                 return psycopg.errors.error_from_result(result, encoding=self._encoding)
         return None
+
+
+def encoding_of(conn: psycopg.Connection[Any]) -> str:
+    """How texts go over this connection."""
+    # What psycopg calls ASCII is a database that takes any bytes.
+    return "utf-8" if conn.info.encoding == "ascii" else conn.info.encoding
