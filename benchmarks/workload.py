@@ -24,7 +24,10 @@ class Size:
     due: int = 20_000
     passing: int = 500_000
     schedules: int = 1000
+    # Every one of them is due once in so many seconds.
+    tick_seconds: int = 10
     rounds: int = 3
+    kept: int = 10_000
 
 
 QUICK = Size(

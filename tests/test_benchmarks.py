@@ -33,7 +33,10 @@ needs_postgres = pytest.mark.skipif(
     os.environ.get("PGCRON_TEST_STORE") == "memory", reason="PGCRON_TEST_STORE=memory: there is no PostgreSQL"
 )
 SVG = "{http://www.w3.org/2000/svg}"
-TINY = Size(seconds=0.1, bulk=300, beats=5, idle_seconds=0.5, starts=1, deep=500, due=300, passing=1000)
+TINY = Size(
+    seconds=0.1, bulk=300, beats=5, idle_seconds=0.5, starts=1, deep=500, due=300, passing=1000, schedules=20,
+    tick_seconds=2, rounds=1, kept=100,
+)  # fmt: skip
 
 
 def workload(**options: object) -> Workload:

@@ -103,7 +103,8 @@ def deepen(request: kit.Request) -> None:
 
 def schedule(request: kit.Request) -> None:
     """Rows, as `app.schedules.add` writes them one by one."""
-    when = {"spread": "every 10s", "same second": "* * * * * */10", "hourly": "every 1h"}[request.case]
+    seconds = int(request.every_seconds)
+    when = f"* * * * * */{seconds}" if request.case == "same second" else f"every {seconds}s"
     names = [f"schedule {number}" for number in range(request.count)]
     made = [plan.Schedule(name, tick.name, plan.timing_of(when, "UTC", name=name)).dumps() for name in names]
     execute(

@@ -8,15 +8,13 @@ import time
 from ..trial import Failed, Trial, share
 from ..workload import Figures, Size, Workload
 
-# Every schedule of these workloads is due once in so many seconds.
-EVERY_SECONDS = 10
 # The first round meets connections that are just made, and may begin in the middle of one.
 WARM_UP_ROUNDS = 1
 
 
 def lateness(case: str, trial: Trial, size: Size) -> Figures:
     """Milliseconds from a tick to the body of its job: all at the same second, or spread over ten."""
-    trial.call("schedule", count=size.schedules, case=case)
+    trial.call("schedule", count=size.schedules, case=case, every_seconds=size.tick_seconds)
     worker = trial.start("work", task="stamp", slots=None)
     rounds = WARM_UP_ROUNDS + size.rounds
     trial.until(lambda: len(trial.notes()) >= rounds * size.schedules, "its schedules have run", rounds * 15 + 60)
@@ -29,11 +27,11 @@ def lateness(case: str, trial: Trial, size: Size) -> Figures:
 
 def upkeep(trial: Trial, size: Size) -> Figures:
     """Statements, transactions and CPU per second of a worker that keeps schedules of which few are due."""
-    trial.call("schedule", count=10_000, case="hourly")
+    trial.call("schedule", count=size.kept, case="spread", every_seconds=3600)
     with trial.requests() as requests:
         worker = trial.start("work", task="stamp", slots=None)
         # All their first ticks are decided by then.
-        trial.until(lambda: trial.remaining() >= 10_000, "its schedules are planned", 120)
+        trial.until(lambda: trial.remaining() >= size.kept, "its schedules are planned", 120)
         time.sleep(5)
         requests.restart()
         ran, cpu, began = trial.marked().bodies, trial.worker_cpu_seconds(), time.monotonic()

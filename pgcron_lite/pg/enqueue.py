@@ -147,10 +147,9 @@ _RING: LiteralString = """
 _INSERT_ONE: LiteralString = """
     insert into pgcron.jobs (id, task, queue, priority, args, headers, tags, execute_after, max_attempts, max_crashes,
                              created_at)
-    select %(id)s, %(task)s, %(queue)s, %(priority)s, %(args)s::json, %(headers)s::jsonb, %(tags)s::text[],
-           coalesce(%(at)s::timestamptz, clock.now + make_interval(secs => %(delay)s::float8)),
-           %(max_attempts)s, %(max_crashes)s, clock.now
-    from (select pgcron.clock() as now) as clock
+    values (%(id)s, %(task)s, %(queue)s, %(priority)s, %(args)s::json, %(headers)s::jsonb, %(tags)s::text[],
+            coalesce(%(at)s::timestamptz, pgcron.clock() + make_interval(secs => %(delay)s::float8)),
+            %(max_attempts)s, %(max_crashes)s, pgcron.clock())
 """
 
 _INSERT: LiteralString = """
