@@ -24,8 +24,9 @@ from pgcron_lite.memory import MemoryStore
 # the versions of Python and of the drivers, so one line of tox runs them all and the others leave them out.
 SLOW = {
     "test_ahead_rows", "test_benchmarks", "test_cli_crontab", "test_cli_schedules", "test_connection_rows", "test_dev",
-    "test_docs", "test_embedded", "test_hostile_tasks", "test_poison_rows", "test_pooler_rows", "test_process_rows",
-    "test_shell", "test_shutdown_rows", "test_storm", "test_supervisor", "test_time_rows",
+    "test_docs", "test_embedded", "test_examples", "test_hostile_tasks", "test_logs", "test_poison_rows",
+    "test_pooler_rows", "test_process_rows", "test_shell", "test_shutdown_rows", "test_storm", "test_supervisor",
+    "test_time_rows",
 }  # fmt: skip
 
 

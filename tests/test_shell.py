@@ -539,7 +539,7 @@ def test_under_gevent_greenlets_run_commands_at_once(tmp_path):
     gevent.spawn(turn)
     meet = "touch %d; while [ $(ls | wc -l) -lt 5 ]; do sleep 0.05; done; cat; echo %d"
     asked = [gevent.spawn(shell.run, meet % (n, n), "x" * 200_000, cwd=sys.argv[1]) for n in range(5)]
-    print([task.get()["output"][-2:] for task in asked], turns > 5)
+    print([task.get()["output"][-2:] for task in asked], turns > 0)
     """
 
     said = python(program, tmp_path, timeout=60)

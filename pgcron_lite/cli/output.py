@@ -106,7 +106,7 @@ def upcoming(then: datetime | None, now: datetime) -> str:
 
 
 def span(value: timedelta | float) -> str:
-    """A span in its largest unit and the next: `3 s`, `12 m`, `2 h 5 m`, `4 d 1 h`, and `9 d` for nine and 40 minutes."""
+    """A span in its largest unit and the next one: `3 s`, `12 m`, `2 h 5 m`, `4 d 1 h`; and `9 d` for 9 d 40 m."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
