@@ -277,8 +277,6 @@ def _backwards(schedule: Schedule, after: datetime, until: datetime) -> Iterator
     """The ticks after `after` and up to `until`, newest first."""
     if after >= until:
         return
-    if after >= until:
-        return
     tick = schedule.timing.previous(until + _MOMENT)
     while tick is not None and tick > after:
         yield tick
