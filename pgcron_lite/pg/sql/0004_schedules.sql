@@ -46,6 +46,8 @@ create table pgcron.schedules (
     last_tick  timestamptz not null default pgcron.clock(),
     -- When to decide the next ticks. Null: never again, or when a run ends, or when something changes.
     plan_at    timestamptz default pgcron.clock(),
+    -- Since then its code, which has come to life, asks for one run at once. Whoever decides the next ticks makes it.
+    starts_at  timestamptz,
     runs       bigint      not null default 0 check (runs >= 0),
     last_end   timestamptz,
     paused_at  timestamptz,
@@ -58,7 +60,9 @@ create table pgcron.schedules (
     created_at timestamptz not null default pgcron.clock(),
 
     check ((alarm is null) = (alarm_tick is null)),
-    check (retired_at is null or plan_at is null)
+    check (retired_at is null or plan_at is null),
+    -- What asks for a run is not forgotten.
+    check (starts_at is null or (origin = 'code' and plan_at is not null))
 );
 
 create index schedules_due on pgcron.schedules (plan_at) where plan_at is not null;
@@ -124,9 +128,8 @@ begin
 end
 $$;
 
--- Bring the schedules declared in code into line with the code of the workers that live now. Returns what changed, and
--- which schedules ask for a run because their generation has just come to life.
-create function pgcron.reconcile() returns table (name text, what text, starts boolean)
+-- Bring the schedules declared in code into line with the code of the workers that live now. Returns what changed.
+create function pgcron.reconcile() returns table (name text, what text)
     language plpgsql
     set search_path = pg_catalog, pg_temp
     as $$
@@ -158,33 +161,50 @@ begin
                s.retired_at,
                s.definition::text is distinct from d.definition::text as is_changed,
                s.generation is distinct from d.generation         as is_others,
-               coalesce((d.definition ->> 'run_on_start')::boolean, false)
-               and not d.generation = any(before)                 as starts
+               case
+                   -- Only code that has just come to life asks for a run.
+                   when coalesce((d.definition ->> 'run_on_start')::boolean, false)
+                        and not d.generation = any(before)
+                   then greatest(moment, (
+                       -- A moment that is no other run's, also where the clock stands still, as in tests.
+                       select max(t.tick) + interval '1 microsecond'
+                       from pgcron.ticks as t
+                       where t.schedule = d.name and t.tick between moment and moment + interval '1 millisecond'
+                   ))
+               end                                                as starts_at
         from declared as d
         left join pgcron.schedules as s on s.name = d.name
         order by d.name
     loop
         if said.is_new then
-            insert into pgcron.schedules (name, origin, app, generation, definition)
-            values (said.name, 'code', said.app, said.generation, said.definition);
-            return query select said.name, 'new', said.starts;
+            insert into pgcron.schedules (name, origin, app, generation, definition, starts_at)
+            values (said.name, 'code', said.app, said.generation, said.definition, said.starts_at);
+            return query select said.name, 'new';
         elsif said.is_taken then
-            return query select said.name, 'taken', false;
+            return query select said.name, 'taken';
         elsif said.is_changed or said.retired_at is not null then
             perform pgcron.withdraw(said.name, false, 'the schedule was changed');
             update pgcron.schedules as s
             set definition = said.definition, generation = said.generation, app = said.app, retired_at = null,
-                trouble = null, plan_at = moment, revision = s.revision + 1,
+                trouble = null, plan_at = moment, starts_at = said.starts_at, revision = s.revision + 1,
                 -- A restart of everything is caught up with; what was away for longer begins anew.
                 last_tick = case
                     when said.retired_at < moment - interval '1 hour' then greatest(s.last_tick, moment)
                     else s.last_tick
                 end
             where s.name = said.name;
-            return query select said.name, 'changed', said.starts;
-        elsif said.is_others or said.starts then
+            return query select said.name, 'changed';
+        elsif said.starts_at is not null then
+            if (said.definition ->> 'after_finish')::boolean then
+                -- The run at the start is the next one, and the one after it counts from its end.
+                perform pgcron.withdraw(said.name, false, 'the code was started');
+            end if;
+            update pgcron.schedules as s
+            set generation = said.generation, plan_at = moment, starts_at = said.starts_at, revision = s.revision + 1
+            where s.name = said.name;
+            return query select said.name, 'started';
+        elsif said.is_others then
             update pgcron.schedules as s set generation = said.generation where s.name = said.name;
-            return query select said.name, 'same', said.starts;
         end if;
     end loop;
     for said in
@@ -203,10 +223,10 @@ begin
     loop
         perform pgcron.withdraw(said.name, true, 'the schedule was removed');
         update pgcron.schedules as s
-        set retired_at = moment, plan_at = null, alarm = null, alarm_tick = null, trouble = null,
+        set retired_at = moment, plan_at = null, starts_at = null, alarm = null, alarm_tick = null, trouble = null,
             revision = s.revision + 1
         where s.name = said.name;
-        return query select said.name, 'retired', false;
+        return query select said.name, 'retired';
     end loop;
     update pgcron.planner as p set generations = living;
 end
