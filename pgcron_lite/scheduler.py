@@ -252,7 +252,8 @@ def _refused(job: Job, reason: str) -> Ended:
 def _say(change: Change) -> None:
     if change.what == "taken":
         logger.error("schedule %s is declared in code, but one made at run time has that name: it is left as it is."
-                     " Remove it, or give the other one name=...", change.name)  # fmt: skip
+                     " Remove it, and the declared one is in force; or give that another name=...",
+                     change.name)  # fmt: skip
     else:
         logger.info("schedule %s %s", change.name, {
             "new": "is new", "changed": "was changed", "started": "asks for a run, as its code has come to life",

@@ -488,6 +488,22 @@ def test_a_schedule_may_be_added_changed_and_removed(
     assert app.schedules.all() == []
 
 
+def test_what_was_made_at_run_time_makes_room_for_what_code_declares(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    app.schedules.add("report", "*/10 * * * *", tidy)
+    app.cron("*/7 * * * *", name="report", run_on_start=True)(tidy)
+    worker = hire()
+    assert "one made at run time has that name" in caplog.text
+
+    app.schedules.remove("report")
+
+    # Planned here and now, and not when a worker comes by.
+    assert app.schedules.get("report").next_tick == START + 7 * MINUTE
+    pass_by(worker, clock, timedelta(minutes=11))
+    assert [tick for _, tick, _, _ in seen] == [START + 7 * MINUTE]
+
+
 def test_a_pause_leaves_its_ticks_out_and_a_resume_does_not_bring_them_back(
     app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker]
 ) -> None:

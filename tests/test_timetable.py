@@ -749,6 +749,61 @@ def test_a_name_that_was_taken_at_run_time_is_left_as_it_is(store: Any) -> None:
     assert [job.execute_after for job in jobs(store)] == [START + 10 * MINUTE]
 
 
+def test_when_that_one_is_removed_the_declared_one_is_in_force(store: Any, clock: Clock) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/7 * * * *", run_on_start=True))
+    clock.advance(60)
+
+    assert store.remove_schedule("s") == "removed"
+
+    assert store.look(["*"], ["add"]).plan_in == 0
+    planned(store)
+    [view] = store.schedules()
+    assert (view.origin, view.app, view.runs, view.next_tick) == ("code", "shop", 1, START + 7 * MINUTE)
+    # No code has come to life by that, so there is no run at the start of any.
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+    assert store.reconcile() == []
+    assert store.remove_schedule("s") == "code"
+
+
+def test_so_it_is_when_all_workers_are_away_for_the_moment(store: Any) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/7 * * * *"))
+    store.forget(uuid.UUID(int=1))
+
+    store.remove_schedule("s")
+
+    assert declared(store, 2, s=definition("*/7 * * * *")) == []
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+
+
+def test_of_several_that_were_declared_the_newest_follows_one_that_was_removed(store: Any) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/6 * * * *"))
+    declared(store, 2, s=definition("*/7 * * * *"))
+    declared(store, 3, s=definition("*/6 * * * *"))
+
+    store.remove_schedule("s")
+    planned(store)
+
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+
+
+def test_who_makes_room_for_code_leaves_its_news_to_the_next_worker(store: Any) -> None:
+    put(store)
+    definitions = {"s": definition("*/7 * * * *", run_on_start=True), "t": definition(name="t")}
+    store.declare("shop", "g1", definitions)
+    live(store, "g1")
+
+    store.remove_schedule("s")
+    planned(store)
+
+    assert [(view.name, view.next_tick) for view in store.schedules()] == [("s", START + 7 * MINUTE)]
+    assert store.reconcile() == [Change("s", "started"), Change("t", "new")]
+    planned(store)
+    assert len(starts(store)) == 1
+
+
 def test_what_code_declares_is_not_changed_by_hand(store: Any) -> None:
     declared(store, 1, s=definition())
 

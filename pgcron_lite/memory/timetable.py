@@ -127,11 +127,7 @@ class Timetable(Tables):
             living = self._living()
             if living == self._in_force:
                 return []
-            declared = {
-                name: (definition, generation, app)
-                for generation, (app, definitions) in self._generations.items() if generation in living
-                for name, definition in sorted(definitions.items())
-            }
+            declared = self._declarations(living)
             changes = [self._declared(name, *declared[name]) for name in sorted(declared)]
             apps = {self._generations[generation][0] for generation in living}
             gone = [
@@ -279,6 +275,10 @@ class Timetable(Tables):
                 return "code"
             self._withdraw(row, entirely=True, why="the schedule was removed")
             del self._schedules[name]
+            # Code whose workers are away for the moment brings no news when it comes back.
+            declared = self._declarations([*self._living(), *self._in_force])
+            if name in declared:
+                self._declared(name, *declared[name], starts=False)
             return "removed"
 
     def pause_schedule(self, name: str) -> bool:
@@ -326,6 +326,14 @@ class Timetable(Tables):
     def _living(self) -> list[str]:
         return sorted({pulse.card.generation for pulse in self._workers.values() if pulse.card.generation})
 
+    def _declarations(self, living: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+        """What these generations say about each schedule, the newest last: definition, generation and app."""
+        return {
+            name: (definition, generation, app)
+            for generation, (app, definitions) in self._generations.items() if generation in living
+            for name, definition in definitions.items()
+        }
+
     def _schedules_due(self, now: datetime) -> float | None:
         """Seconds until a planner has something to do."""
         if self._living() != self._in_force:
@@ -347,10 +355,13 @@ class Timetable(Tables):
         row.app, row.definition, row.said = app, definition, json.loads(definition)
         row.plan_at, row.trouble, row.revision = self.now(), None, row.revision + 1
 
-    def _declared(self, name: str, definition: str, generation: str, app: str) -> Change | None:
+    def _declared(
+        self, name: str, definition: str, generation: str, app: str, *, starts: bool = True
+    ) -> Change | None:
+        """Bring it into force; with the run it asks for if its code has just come to life, or without."""
         row, now = self._schedules.get(name), self.now()
         said = json.loads(definition)
-        starts = bool(said.get("run_on_start")) and generation not in self._in_force
+        starts = starts and bool(said.get("run_on_start")) and generation not in self._in_force
         starts_at = self._free(name, now) if starts else None
         if row is None:
             row = self._insert(name, "code", app, definition)

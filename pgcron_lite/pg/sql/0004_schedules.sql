@@ -102,6 +102,8 @@ declare
     moment constant timestamptz := pgcron.clock();
     gone bigint[];
 begin
+    -- A schedule before its jobs and its ticks, as everybody takes them.
+    perform from pgcron.schedules as s where s.name = schedule_name for update;
     with withdrawn as (
         delete from pgcron.jobs as j
         using pgcron.ticks as t
@@ -128,8 +130,12 @@ begin
 end
 $$;
 
--- Bring the schedules declared in code into line with the code of the workers that live now. Returns what changed.
-create function pgcron.reconcile() returns table (name text, what text)
+-- Bring the schedules declared in code into line with the code of the workers that live now, or just the one of that
+-- name, which another that was in its place has left. Returns what changed.
+--
+-- Whoever takes the planner's row takes it before any schedule, and a schedule before its jobs. That goes for who removes
+-- a schedule as well, who holds both: who comes second holds nothing yet, and sees what the first has left.
+create function pgcron.reconcile(schedule_name text default null) returns table (name text, what text)
     language plpgsql
     set search_path = pg_catalog, pg_temp
     as $$
@@ -144,7 +150,10 @@ begin
     living := array(
         select distinct w.generation from pgcron.workers as w where w.generation is not null order by w.generation
     );
-    if living = before then
+    if schedule_name is not null then
+        -- Code whose workers are away for the moment brings no news when it comes back.
+        living := living || before;
+    elsif living = before then
         return;
     end if;
     for said in
@@ -152,7 +161,7 @@ begin
             select distinct on (d.key) d.key as name, d.value as definition, g.id as generation, g.app
             from pgcron.generations as g
             cross join lateral json_each(g.definitions) as d (key, value)
-            where g.id = any(living)
+            where g.id = any(living) and (schedule_name is null or d.key = schedule_name)
             order by d.key, g.number desc
         )
         select d.name, d.definition, d.generation, d.app,
@@ -162,9 +171,9 @@ begin
                s.definition::text is distinct from d.definition::text as is_changed,
                s.generation is distinct from d.generation         as is_others,
                case
-                   -- Only code that has just come to life asks for a run.
+                   -- Only code that has just come to life asks for a run, and not whoever has made room for it.
                    when coalesce((d.definition ->> 'run_on_start')::boolean, false)
-                        and not d.generation = any(before)
+                        and not d.generation = any(before) and schedule_name is null
                    then greatest(moment, (
                        -- A moment that is no other run's, also where the clock stands still, as in tests.
                        select max(t.tick) + interval '1 microsecond'
@@ -207,6 +216,10 @@ begin
             update pgcron.schedules as s set generation = said.generation where s.name = said.name;
         end if;
     end loop;
+    if schedule_name is not null then
+        -- The others, and the news of which generations live, are for a worker.
+        return;
+    end if;
     for said in
         select s.name
         from pgcron.schedules as s
@@ -394,13 +407,13 @@ begin
                        'pgcron.schedules, pgcron.ticks to %I', role_name);
         execute format('grant update on pgcron.planner to %I', role_name);
         execute format('grant usage on sequence pgcron.jobs_id_seq to %I', role_name);
-        execute format('grant execute on function pgcron.withdraw(text, boolean, text), pgcron.as_text(timestamptz) '
-                       'to %I', role_name);
+        execute format('grant execute on function pgcron.withdraw(text, boolean, text), pgcron.reconcile(text), '
+                       'pgcron.as_text(timestamptz) to %I', role_name);
     end if;
     if part = 'worker' then
         execute format('grant insert, update, delete on pgcron.workers, pgcron.generations to %I', role_name);
         execute format('grant execute on function pgcron.levels(), pgcron.complete(bigint, uuid, json), '
-                       'pgcron.reconcile(), pgcron.admit(bigint[]) to %I', role_name);
+                       'pgcron.admit(bigint[]) to %I', role_name);
     end if;
     execute format('grant execute on function pgcron.ring() to %I', role_name);
 end
