@@ -70,12 +70,12 @@ class CurrentJob:
     @property
     def tick(self) -> datetime | None:
         """The moment this run was due, in UTC; None for a job of no schedule."""
-        return _moment(self.headers.get(plan.TICK))
+        return plan.told(self.headers, plan.TICK)
 
     @property
     def previous_tick(self) -> datetime | None:
         """The tick of the last run before this one that was done. What came after it is this run's to do."""
-        return _moment(self.headers.get(plan.PREVIOUS))
+        return plan.told(self.headers, plan.PREVIOUS)
 
     @property
     def is_caught_up(self) -> bool:
@@ -101,10 +101,6 @@ class CurrentJob:
                 f"{here.job} is no longer this worker's: it was taken for dead and its jobs were given to others."
                 " Roll back; the effect belongs to whoever runs the job now."
             )
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
 
 
 def _running() -> Running:

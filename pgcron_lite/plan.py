@@ -29,6 +29,11 @@ Overlap = Literal["allow", "skip", "queue"]
 SCHEDULE, TICK, PREVIOUS, CAUGHT_UP = "pgcron-schedule", "pgcron-tick", "pgcron-previous", "pgcron-caught-up"
 
 
+def told(headers: Mapping[str, str], header: str) -> datetime | None:
+    """The moment that `header` tells a job of a tick, if it does."""
+    return _moment(headers.get(header))
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """What is enqueued at each tick of `timing`, and the policies."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import plan, ticks
 from .clock import Clock, monotonic
-from .errors import DatabaseRefused, OptionError
+from .errors import DatabaseRefused
 from .execute import Ended, describe
 from .job import Job, Look, Outcome, hand_back
 from .moment import in_utc
 from .ping import Pings
 from .retry import Cancel
-from .ticks import Admission, Change, Closing, Entry, Move, Tick
+from .ticks import Admission, Change, Closing, Entry, Move
 
 if TYPE_CHECKING:
     from .app import PgCron, Store
@@ -66,16 +66,14 @@ class Scheduler:
     def step(self) -> bool:
         """Have ticks decided. True if that made jobs; the first is due in `first_in` seconds."""
         self.due_at = self.first_in = math.inf
-        moves = self._plan()
-        if moves is None:
+        if self._plan() is None:
             return False
         changes: list[Change] = self._bearing(self._store.reconcile, [])
         for change in changes:
             _say(change)
         if changes:
             # What has just been declared. Before that, all was decided as it was declared at the time.
-            moves += self._plan() or []
-            moves += [self._start(change.name) for change in changes if change.starts]
+            self._plan()
         return self.first_in < math.inf
 
     def admit(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Ended]]:
@@ -191,18 +189,6 @@ class Scheduler:
         if move.missed is not None and self._store.raise_alarm(move.name, move.missed):
             self._missed(move.name, move.missed)
 
-    def _start(self, name: str) -> Move:
-        """Run a schedule once because its code has come to life."""
-        now = self._store.now()
-        [view] = self._store.schedules(name)
-        try:
-            tick = Tick(now, now, view.schedule.job(now, now), kind="start")
-        except OptionError:  # it is stuck, which has been said
-            return Move(name, 0, now, None)
-        self._store.add_ticks(name, [tick])
-        self.first_in = 0.0
-        return Move(name, 0, now, None, (tick,))
-
     def _let_in(self, job: Job, admission: Admission) -> Job:
         schedule, tick = job.headers[plan.SCHEDULE], _tick_of(job)
         if job.attempt == 1:
@@ -251,8 +237,8 @@ def _is_late(job: Job) -> bool:
 
 def _tick_of(job: Job) -> datetime:
     try:
-        return datetime.fromisoformat(job.headers[plan.TICK])
-    except (KeyError, ValueError):  # edited by hand
+        return plan.told(job.headers, plan.TICK) or job.execute_after
+    except ValueError:  # edited by hand
         return job.execute_after
 
 
@@ -266,7 +252,10 @@ def _refused(job: Job, reason: str) -> Ended:
 def _say(change: Change) -> None:
     if change.what == "taken":
         logger.error("schedule %s is declared in code, but one made at run time has that name: it is left as it is."
-                     " Remove it, or give the other one name=...", change.name)  # fmt: skip
-    elif change.what != "same":
-        logger.info("schedule %s %s", change.name, {"new": "is new", "changed": "was changed"}.get(
-            change.what, "is declared by nobody's code any more, and retired"))  # fmt: skip
+                     " Remove it, and the declared one is in force; or give that another name=...",
+                     change.name)  # fmt: skip
+    else:
+        logger.info("schedule %s %s", change.name, {
+            "new": "is new", "changed": "was changed", "started": "asks for a run, as its code has come to life",
+            "retired": "is declared by nobody's code any more, and retired",
+        }[change.what])  # fmt: skip

@@ -177,12 +177,16 @@ class Schedules:
         return self._put(name, when, task, tz, options, replace=True)
 
     def remove(self, name: str) -> None:
-        """End a schedule made at run time. What has begun goes on; what has not is withdrawn."""
+        """End a schedule made at run time. What has begun goes on; what has not is withdrawn.
+
+        If the code of your workers declares one of the same name, which had to stand back, that one is in force then.
+        """
         answer = self._app.store.remove_schedule(name)
         if answer == "missing":
             raise self._unknown(name)
         if answer == "code":
             raise OptionError(f"schedule {name!r} is declared in code: remove it there, or pause it here")
+        self._plan(name)
 
     def pause(self, name: str) -> None:
         """Start no more runs of it, whatever is deployed, until `resume`."""

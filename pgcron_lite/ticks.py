@@ -50,6 +50,8 @@ class Entry:
     # Is a run of it under way or planned, and when did the last one end?
     is_busy: bool
     last_end: datetime | None
+    # Its code has come to life then, and asks for one run at once.
+    starts_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,10 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the schedules declared by living workers changed; `starts` asks for a run at once."""
+    """What the schedules declared by living workers changed; `started` ones are the same, and ask for a run."""
 
     name: str
-    what: Literal["new", "changed", "retired", "same", "taken"]
-    starts: bool = False
+    what: Literal["new", "changed", "started", "retired", "taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +193,16 @@ def _decided(schedule: Schedule, entry: Entry, now: datetime) -> Move:
         return Move(entry.name, entry.revision, max(entry.last_tick, now), None)
     if entry.is_paused:
         return _paused(schedule, entry, now)
+    start = () if entry.starts_at is None else (_at_start(schedule, entry.starts_at, now),)
     if schedule.after_finish:
-        return _after_finish(schedule, entry, now)
+        return _after_finish(schedule, entry, start)
     ticks = [*_missed(schedule, entry.last_tick, now), *_ahead(schedule, entry.last_tick, now)]
     ticks, is_over = _within_max_runs(schedule, entry, ticks)
     last = max([entry.last_tick, *(tick.tick for tick in ticks)])
     ends = is_over or _following(schedule.timing, last) is None
     missed = max((tick.tick for tick in ticks if now - tick.due_at > LATE), default=None)
-    return Move(entry.name, entry.revision, last, None if ends else last - MARGIN, tuple(ticks), missed=missed)
+    # The run at the start is none of these: it counts for nothing, and makes up for nothing.
+    return Move(entry.name, entry.revision, last, None if ends else last - MARGIN, (*start, *ticks), missed=missed)
 
 
 def _paused(schedule: Schedule, entry: Entry, now: datetime) -> Move:
@@ -210,10 +213,17 @@ def _paused(schedule: Schedule, entry: Entry, now: datetime) -> Move:
     return Move(entry.name, entry.revision, max(entry.last_tick, now), again, tuple(left_out))
 
 
-def _after_finish(schedule: Schedule, entry: Entry, now: datetime) -> Move:
-    """One run at a time; who writes down its end asks for the next."""
-    if entry.is_busy:
-        return Move(entry.name, entry.revision, entry.last_tick, None)
+def _at_start(schedule: Schedule, asked_at: datetime, now: datetime) -> Tick:
+    """The run that code asks for when it comes to life. Its moment is that, and must not be one of the timing."""
+    is_taken = schedule.timing.previous(asked_at + _MOMENT) == asked_at
+    tick = asked_at + _MOMENT if is_taken else asked_at
+    return Tick(tick, now, schedule.job(tick, now), late_at=late_at(schedule, tick, now), kind="start")
+
+
+def _after_finish(schedule: Schedule, entry: Entry, start: tuple[Tick, ...]) -> Move:
+    """One run at a time, be it that of a start; who writes down its end asks for the next."""
+    if start or entry.is_busy:
+        return Move(entry.name, entry.revision, entry.last_tick, None, start)
     timing = schedule.timing
     tick = (entry.last_end or entry.last_tick) + timing.interval  # type: ignore[union-attr]
     tick = max(tick, entry.last_tick + _MOMENT, timing.start or tick)
@@ -275,8 +285,6 @@ def _chained(first: datetime, rest: Iterator[datetime]) -> Iterator[datetime]:
 
 def _backwards(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
     """The ticks after `after` and up to `until`, newest first."""
-    if after >= until:
-        return
     if after >= until:
         return
     tick = schedule.timing.previous(until + _MOMENT)

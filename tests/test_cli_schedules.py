@@ -591,6 +591,20 @@ def test_only_what_was_made_at_run_time_is_removed_and_not_without_asking(run: R
     assert names(run("schedules", "list", "--json")) == ["broken", "leap", "rare"]
 
 
+def test_who_removes_what_stood_in_the_way_of_the_code_is_told_what_holds_then(run: Run, pg_url: str) -> None:
+    run("schedules", "add", "leap", "@daily", "shop.digest", "ada")
+    run("worker", "--drain", "--log-level", "critical")
+
+    removed = run("schedules", "remove", "leap", "--yes")
+
+    assert re.fullmatch(
+        r"schedule 'leap' removed; the one declared in code is in force: at 00:00 on day 29 of February, Europe/Berlin;"
+        r" next at \d{4}-02-28 23:00:00 UTC, in .*\n",
+        removed.stdout,
+    )
+    assert {each["schedule"]: each["origin"] for each in objects(run("schedules", "list", "--json"))}["leap"] == "code"
+
+
 @pytest.mark.usefixtures("in_force")
 @pytest.mark.parametrize(
     ("words", "code", "says"),

@@ -4,6 +4,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from pgcron_lite import PgCron, current_job, plan
 from pgcron_lite.errors import DatabaseRefused, DatabaseUnavailable, OptionError, SetupFinished, UnknownSchedule
 from pgcron_lite.job import Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
+from pgcron_lite.scheduler import Scheduler
 from pgcron_lite.ticks import Entry, Move
 from pgcron_lite.worker import Worker
 
@@ -180,6 +182,59 @@ def test_a_start_of_the_code_may_run_it_at_once(
     assert app.schedules.history("warm")[-1].kind == "start"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_start_is_made_up_for_by_whoever_plans_next(
+    clock: Clock, app: PgCron, seen: Seen, hire: Callable[..., Worker], when: str
+) -> None:
+    store = Lossy(clock)
+    app._store = store
+    app.cron("0 0 * * *", name="warm", run_on_start=True)(seen.note)
+    hire(plans_ticks=False)
+    store.fails = ("reconcile", "after")
+    with pytest.raises(DatabaseUnavailable):
+        Scheduler(app, store).step()
+    store.fails = ("plan", when)
+    with pytest.raises(DatabaseUnavailable):
+        Scheduler(app, store).step()
+
+    hire()
+
+    assert seen == [("warm", START, None, False)]
+
+
+def test_code_that_says_the_same_of_a_schedule_runs_it_at_its_start_and_says_so_once(
+    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    task = app.cron("0 0 * * *", name="warm", run_on_start=True)(seen.note)
+    hire()
+    clock.advance(60)
+    app.cron("@yearly", name="other")(task)
+
+    hire()
+
+    assert [tick for _, tick, _, _ in seen] == [START, START + MINUTE]
+    said = [record.getMessage() for record in caplog.records if record.name == "pgcron_lite.schedules"]
+    assert said == [
+        "schedule warm is new", "schedule other is new", "schedule warm asks for a run, as its code has come to life",
+    ]  # fmt: skip
+
+
+def test_a_start_wakes_the_worker_at_once(app: PgCron, clock: Clock, hire: Callable[..., Worker]) -> None:
+    task = app.cron("0 0 * * *", name="warm")(nothing)
+    hire(plans_ticks=False)
+    scheduler = Scheduler(app, app.store)
+    assert scheduler.step()
+    assert scheduler.first_in == timedelta(hours=12).total_seconds()
+    app.declared["warm"] = replace(app.declared["warm"], run_on_start=True)
+    app.cron("@yearly", name="other")(task)
+
+    hire(plans_ticks=False, takes_jobs=False)
+
+    assert scheduler.step()
+    assert scheduler.first_in == 0.0
+
+
 def test_two_workers_fire_each_tick_once(app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]) -> None:
     app.cron("* * * * *", name="tidy", overlap="allow")(seen.note)
     one, other = hire(), hire()
@@ -248,6 +303,9 @@ class Lossy(MemoryStore):
 
     def close_ticks(self, job_ids: Sequence[int]) -> Any:
         return self._failing("close_ticks", super().close_ticks, job_ids)
+
+    def reconcile(self) -> Any:
+        return self._failing("reconcile", super().reconcile)
 
     def plan(self, *args: Any, **options: Any) -> Any:
         return self._failing("plan", super().plan, *args, **options)
@@ -428,6 +486,22 @@ def test_a_schedule_may_be_added_changed_and_removed(
 
     assert [tick for _, tick, _, _ in seen] == [START + 10 * MINUTE, START + 15 * MINUTE]
     assert app.schedules.all() == []
+
+
+def test_what_was_made_at_run_time_makes_room_for_what_code_declares(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    app.schedules.add("report", "*/10 * * * *", tidy)
+    app.cron("*/7 * * * *", name="report", run_on_start=True)(tidy)
+    worker = hire()
+    assert "one made at run time has that name" in caplog.text
+
+    app.schedules.remove("report")
+
+    # Planned here and now, and not when a worker comes by.
+    assert app.schedules.get("report").next_tick == START + 7 * MINUTE
+    pass_by(worker, clock, timedelta(minutes=11))
+    assert [tick for _, tick, _, _ in seen] == [START + 7 * MINUTE]
 
 
 def test_a_pause_leaves_its_ticks_out_and_a_resume_does_not_bring_them_back(

@@ -589,6 +589,19 @@ def test_a_run_that_starts_with_the_code_and_one_from_end_to_start(shop: Shop) -
         assert moments(t.runs("lazy")) == [10 * MINUTE, 25 * MINUTE, 40 * MINUTE]
 
 
+def test_code_that_comes_to_life_at_the_moment_of_a_tick_runs_beside_it(shop: Shop) -> None:
+    shop.noted("warm", when="*/10 * * * *", run_on_start=True, overlap="allow")
+    with shop.app.testing(at=AT) as t:
+        t.advance("10m")
+        # Twice, and no time passes.
+        for name in ("one", "other"):
+            shop.noted(name, when="@yearly")
+            t.drain()
+
+        assert [run.at - START for run in t.runs("warm")] == [0 * SECOND] + [10 * MINUTE] * 3
+        assert [view.kind for view in t.ticks("warm")] == ["start", "tick", "start", "start"]
+
+
 @pytest.mark.parametrize(
     ("overlap", "begins", "skipped"),
     [("skip", [10, 40, 70], 4), ("queue", [10, 35, 60], 0), ("allow", range(10, 71, 10), 0)],

@@ -1,5 +1,6 @@
 """What becomes of a schedule's ticks, by the pure function that decides it, against a plain list of what should."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from pgcron_lite.ticks import AHEAD, LATE, MARGIN, Entry, Move, decide
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
+MICROSECOND = timedelta(microseconds=1)
 
 
 def schedule(when: str = "*/10 * * * *", **options: Any) -> Schedule:
@@ -232,6 +234,80 @@ def test_the_next_one_counts_from_the_end_of_the_last() -> None:
     assert with_job(following) == [NOON + 57 * MINUTE]
 
 
+# When code comes to life
+
+
+def test_a_start_is_a_run_at_once_and_changes_nothing_else() -> None:
+    of, asked_at = schedule(args='{"x": 1}'), NOON + 25 * MINUTE + SECOND
+    now = asked_at + SECOND
+
+    usual, move = decide(entry(of), now), decide(entry(of, starts_at=asked_at), now)
+
+    start = move.ticks[0]
+    assert (start.kind, start.tick, start.due_at, start.late_at) == ("start", asked_at, now, NOON + 30 * MINUTE)
+    assert start.job is not None
+    assert (start.job.args, start.job.execute_after) == ('{"x": 1}', now)
+    assert start.job.headers == {plan.SCHEDULE: "s", plan.TICK: asked_at.isoformat()}
+    assert replace(move, ticks=move.ticks[1:]) == usual
+
+
+def test_a_start_that_was_asked_for_long_ago_is_due_now_and_not_missed() -> None:
+    move = decide(entry(schedule(), NOON + HOUR, starts_at=NOON), NOON + HOUR)
+
+    assert (move.ticks[0].tick, move.ticks[0].due_at, move.missed) == (NOON + MICROSECOND, NOON + HOUR, None)
+
+
+@pytest.mark.parametrize("when", ["*/10 * * * *", "* * * * * *", "every 5m"])
+def test_a_start_at_the_very_moment_of_a_tick_is_beside_it(when: str) -> None:
+    of = schedule(when, start=NOON)
+    asked_at = of.timing.next(NOON + HOUR)
+    assert asked_at is not None
+
+    move = decide(entry(of, asked_at - SECOND, starts_at=asked_at), asked_at)
+
+    assert [(tick.kind, tick.tick) for tick in move.ticks[:2]] == [
+        ("start", asked_at + MICROSECOND), ("tick", asked_at),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("catch_up", ["skip", "latest", "all"])
+def test_a_start_makes_up_for_nothing(catch_up: plan.CatchUp) -> None:
+    of, now = schedule(catch_up=catch_up), NOON + 35 * MINUTE
+
+    usual, move = decide(entry(of), now), decide(entry(of, starts_at=now), now)
+
+    assert move.ticks == (move.ticks[0], *usual.ticks)
+    assert (move.missed, move.last_tick) == (usual.missed, usual.last_tick)
+
+
+def test_a_start_does_not_count_for_max_runs() -> None:
+    of = schedule("* * * * * *", max_runs=5)
+
+    some = decide(entry(of, runs=3, starts_at=NOON), NOON)
+    over = decide(entry(of, runs=5, starts_at=NOON), NOON)
+
+    assert [tick.kind for tick in some.ticks] == ["start", "tick", "tick"]
+    assert ([tick.kind for tick in over.ticks], over.plan_at) == (["start"], None)
+
+
+def test_what_is_paused_or_not_enabled_does_not_start() -> None:
+    for of, is_paused in ((schedule(), True), (schedule(enabled=False), False)):
+        usual = decide(entry(of, is_paused=is_paused), NOON + HOUR)
+
+        assert decide(entry(of, is_paused=is_paused, starts_at=NOON + HOUR), NOON + HOUR) == usual
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_what_counts_from_the_end_of_a_run_counts_from_the_end_of_the_start(is_busy: bool) -> None:
+    of = schedule("every 10m", after_finish=True)
+
+    move = decide(entry(of, starts_at=NOON + HOUR, is_busy=is_busy), NOON + HOUR)
+
+    assert ([tick.kind for tick in move.ticks], move.last_tick, move.plan_at) == (["start"], NOON, None)
+    following = decide(entry(of, last_end=NOON + HOUR + MINUTE), NOON + HOUR + MINUTE)
+    assert with_job(following) == [NOON + HOUR + 11 * MINUTE]
+
+
 # Trouble
 
 
@@ -241,7 +317,7 @@ def test_the_next_one_counts_from_the_end_of_the_last() -> None:
      '{"task": "add", "timing": "nonsense"}', '{"task": "add", "timing": "every 1s", "surprise": 1}'],
 )  # fmt: skip
 def test_what_cannot_be_read_is_stuck_and_tried_again(definition: str) -> None:
-    move = decide(Entry("s", definition, 7, NOON, 0, False, False, None), NOON)
+    move = decide(Entry("s", definition, 7, NOON, 0, False, False, None, starts_at=NOON), NOON)
 
     assert move.trouble
     assert (move.ticks, move.last_tick, move.plan_at) == ((), NOON, NOON + MINUTE)
@@ -326,23 +402,27 @@ def test_options_that_do_not_go_together_are_refused() -> None:
         st.one_of(st.integers(1, 90), st.integers(1, 5000), st.integers(-700, 0)), min_size=1, max_size=25
     ),
     paused=st.lists(st.booleans(), min_size=25, max_size=25),
+    starts=st.lists(st.booleans(), min_size=25, max_size=25),
 )
 def test_each_tick_is_decided_once_and_all_are(
-    when: str, tz: str, catch_up: plan.CatchUp, steps: list[int], paused: list[bool]
+    when: str, tz: str, catch_up: plan.CatchUp, steps: list[int], paused: list[bool], starts: list[bool]
 ) -> None:
     begin = datetime(2026, 3, 28, 23, tzinfo=UTC)
     of = schedule(when, tz=tz, catch_up=catch_up)
     now = last = begin
     decided: list[datetime] = []
-    for step, is_paused in zip(steps, paused, strict=False):
+    for step, is_paused, starts_now in zip(steps, paused, starts, strict=False):
         now += step * SECOND
-        move = decide(entry(of, last, is_paused=is_paused), now)
+        move = decide(entry(of, last, is_paused=is_paused, starts_at=now if starts_now else None), now)
+        begun = [tick.tick for tick in move.ticks if tick.kind == "start"]
+        assert len(begun) == (starts_now and not is_paused)
+        assert not set(begun) & {tick.tick for tick in move.ticks if tick.kind == "tick"}
         assert move.last_tick >= last
         assert all(tick.reason for tick in move.ticks if tick.job is None)
         summed_up = [tick for tick in move.ticks if "so were all before it" in str(tick.reason)]
         if summed_up:
             decided += [tick for tick in of.timing.between(last, summed_up[0].tick) if tick < summed_up[0].tick]
-        decided += [tick.tick for tick in move.ticks]
+        decided += [tick.tick for tick in move.ticks if tick.kind == "tick"]
         last = move.last_tick
 
     assert decided == list(of.timing.between(begin, last))

@@ -749,6 +749,61 @@ def test_a_name_that_was_taken_at_run_time_is_left_as_it_is(store: Any) -> None:
     assert [job.execute_after for job in jobs(store)] == [START + 10 * MINUTE]
 
 
+def test_when_that_one_is_removed_the_declared_one_is_in_force(store: Any, clock: Clock) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/7 * * * *", run_on_start=True))
+    clock.advance(60)
+
+    assert store.remove_schedule("s") == "removed"
+
+    assert store.look(["*"], ["add"]).plan_in == 0
+    planned(store)
+    [view] = store.schedules()
+    assert (view.origin, view.app, view.runs, view.next_tick) == ("code", "shop", 1, START + 7 * MINUTE)
+    # No code has come to life by that, so there is no run at the start of any.
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+    assert store.reconcile() == []
+    assert store.remove_schedule("s") == "code"
+
+
+def test_so_it_is_when_all_workers_are_away_for_the_moment(store: Any) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/7 * * * *"))
+    store.forget(uuid.UUID(int=1))
+
+    store.remove_schedule("s")
+
+    assert declared(store, 2, s=definition("*/7 * * * *")) == []
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+
+
+def test_of_several_that_were_declared_the_newest_follows_one_that_was_removed(store: Any) -> None:
+    put(store)
+    declared(store, 1, s=definition("*/6 * * * *"))
+    declared(store, 2, s=definition("*/7 * * * *"))
+    declared(store, 3, s=definition("*/6 * * * *"))
+
+    store.remove_schedule("s")
+    planned(store)
+
+    assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
+
+
+def test_who_makes_room_for_code_leaves_its_news_to_the_next_worker(store: Any) -> None:
+    put(store)
+    definitions = {"s": definition("*/7 * * * *", run_on_start=True), "t": definition(name="t")}
+    store.declare("shop", "g1", definitions)
+    live(store, "g1")
+
+    store.remove_schedule("s")
+    planned(store)
+
+    assert [(view.name, view.next_tick) for view in store.schedules()] == [("s", START + 7 * MINUTE)]
+    assert store.reconcile() == [Change("s", "started"), Change("t", "new")]
+    planned(store)
+    assert len(starts(store)) == 1
+
+
 def test_what_code_declares_is_not_changed_by_hand(store: Any) -> None:
     declared(store, 1, s=definition())
 
@@ -756,10 +811,159 @@ def test_what_code_declares_is_not_changed_by_hand(store: Any) -> None:
     assert store.remove_schedule("s") == "code"
 
 
-def test_code_that_comes_to_life_may_ask_for_a_run(store: Any) -> None:
-    assert declared(store, 1, s=definition(run_on_start=True)) == [Change("s", "new", True)]
-    assert declared(store, 2, s=definition(run_on_start=True)) == []
+# Code that comes to life
 
-    changes = declared(store, 3, s=definition(run_on_start=True), t=definition(name="t"))
 
-    assert changes == [Change("s", "same", True), Change("t", "new")]
+def starts(store: Any, name: str = "s") -> list[tuple[datetime, datetime]]:
+    """The runs of starts: when they were asked for, and when they are due."""
+    views = [view for view in reversed(store.ticks(name)) if view.kind == "start"]
+    assert [store.get(view.job_id).execute_after for view in views] == [view.due_at for view in views]
+    return [(view.tick, view.due_at) for view in views]
+
+
+def brought(store: Any, number: int, **definitions: str) -> list[Change]:
+    """As `declared`, by a worker that dies before it has decided anything."""
+    generation = plan.generation("shop", definitions)
+    store.declare("shop", generation, definitions)
+    live(store, generation, number)
+    changes: list[Change] = store.reconcile()
+    return changes
+
+
+WARM, COLD, OTHER = definition("@yearly", run_on_start=True), definition("@yearly"), definition("@daily", "t")
+
+
+def test_code_that_comes_to_life_may_ask_for_a_run(store: Any, clock: Clock) -> None:
+    assert declared(store, 1, s=WARM) == [Change("s", "new")]
+    assert declared(store, 2, s=WARM) == []
+    clock.advance(60)
+    assert declared(store, 3, s=WARM, t=OTHER) == [Change("s", "started"), Change("t", "new")]
+    clock.advance(60)
+    assert declared(store, 4, s=definition("@hourly", run_on_start=True)) == [Change("s", "changed")]
+    clock.advance(60)
+    assert declared(store, 5, s=WARM) == []
+
+    assert starts(store) == [(START + n * MINUTE, START + n * MINUTE) for n in range(3)]
+    assert starts(store, "t") == []
+    # Beside its ticks: they are decided as ever, and only they are counted.
+    assert [view.kind for view in store.ticks("s") if view.tick > clock.now] == ["tick"]
+    assert store.schedules("s")[0].runs == 1
+
+
+@pytest.mark.row(85)
+@pytest.mark.parametrize("was", ["new", "changed", "started"])
+@pytest.mark.parametrize("is_buried", [False, True])
+def test_the_run_of_a_start_outlives_whoever_has_noted_it(
+    store: Any, clock: Clock, was: str, is_buried: bool
+) -> None:
+    if was != "new":
+        declared(store, 1, **{"s": COLD} if was == "changed" else {"s": WARM, "t": OTHER})
+    clock.advance(60)
+    before = len(starts(store))
+    assert what(brought(store, 2, s=WARM)) == {"s": was}
+    if is_buried:
+        store.forget(uuid.UUID(int=2))
+        store.reconcile()
+    clock.advance(60)
+
+    assert store.look(["*"], ["add"]).plan_in <= 0
+    declared(store, 3, s=WARM)
+    planned(store)
+
+    [(tick, due_at)] = starts(store)[before:]
+    assert START + MINUTE <= tick <= due_at == START + 2 * MINUTE
+
+
+def test_what_is_stuck_starts_when_it_is_not(store: Any, clock: Clock) -> None:
+    brought(store, 1, s=WARM)
+    store.plan(lambda entry, now: ticks.stuck(entry, now, "no time zones here"))
+    assert starts(store) == []
+    clock.advance(60)
+
+    planned(store)
+    planned(store)
+
+    assert starts(store) == [(START, START + MINUTE)]
+
+
+def test_what_was_decided_before_code_came_to_life_does_not_forget_its_start(store: Any) -> None:
+    declared(store, 1, s=WARM, t=OTHER)
+    read: list[Entry] = []
+
+    def reading(entry: Entry, now: datetime) -> Move:
+        read.append(entry)
+        return ticks.decide(entry, now)
+
+    store.plan(reading, "s")
+    brought(store, 2, s=WARM)
+    assert store.plan(lambda entry, now: ticks.decide(read[0], now), "s") == []
+    planned(store)
+
+    assert len(starts(store)) == 2
+
+
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_what_is_paused_or_not_enabled_does_not_start_and_not_later_either(store: Any, is_paused: bool) -> None:
+    declared(store, 1, s=COLD if is_paused else definition("@yearly", enabled=False))
+    if is_paused:
+        store.pause_schedule("s")
+    declared(store, 2, s=definition("@yearly", run_on_start=True, enabled=is_paused))
+
+    store.resume_schedule("s")
+    declared(store, 3, s=COLD)
+
+    assert starts(store) == []
+
+
+def test_what_is_retired_before_it_has_started_does_not_start(store: Any) -> None:
+    declared(store, 1, t=OTHER)
+    brought(store, 2, s=WARM)
+    store.forget(uuid.UUID(int=2))
+
+    assert what(store.reconcile()) == {"s": "retired"}
+    planned(store)
+
+    assert starts(store) == []
+    assert store.plan(ticks.decide, "s") == []
+
+
+def test_code_that_is_changed_before_it_has_started_does_not_start(store: Any) -> None:
+    brought(store, 1, s=WARM)
+
+    declared(store, 2, s=COLD)
+
+    assert starts(store) == []
+
+
+def test_a_start_has_a_moment_of_its_own_also_where_the_clock_stands_still(store: Any, clock: Clock) -> None:
+    declared(store, 1, s=definition(run_on_start=True))
+    clock.advance(600)  # to the very moment of its tick
+    declared(store, 2, s=definition(run_on_start=True), t=OTHER)
+    declared(store, 3, s=definition("*/7 * * * *", run_on_start=True))
+
+    ten = START + 10 * MINUTE
+    assert [due_at for _, due_at in starts(store)] == [START, ten, ten]
+    moments = [view.tick for view in store.ticks("s") if view.tick <= ten + SECOND]
+    assert len(moments) == len(set(moments)) == 4
+    assert sum(job.execute_after <= ten for job in jobs(store)) == 4
+
+
+def test_an_interval_from_end_to_start_counts_from_the_end_of_a_start(store: Any, clock: Clock) -> None:
+    lazy = definition("every 10m", after_finish=True, run_on_start=True, max_runs=1)
+
+    def to_come() -> list[datetime]:
+        return [job.execute_after for job in jobs(store) if job.state == "queued"]
+
+    declared(store, 1, s=lazy)
+    for number in (2, 3):
+        assert to_come() == [clock.now]
+        [job] = claim(store)
+        store.admit([job.id])
+        clock.advance(60)
+        end(store, job)
+        planned(store)
+        assert to_come() == [clock.now + 10 * MINUTE]
+        clock.advance(120)
+        # The tick that was to come gives way to a start, and is none of the runs there may be.
+        declared(store, number, s=lazy, **{f"t{number}": OTHER})
+    assert (to_come(), store.schedules("s")[0].runs) == ([clock.now], 0)

@@ -1,8 +1,8 @@
 """Whatever happens to schedulers, workers and clocks: each tick is decided once, and becomes what its policy says.
 
 Several schedulers on one store and one simulated clock. They come and go, decide on what they read long ago, die after
-deciding and before anybody works, and are all away for a while; the database's clock jumps. What comes out is compared
-with the plain list of moments.
+deciding and before anybody works, and are all away for a while; the database's clock jumps; and new code that says the
+same of the schedule comes to life. What comes out is compared with the plain list of moments.
 """
 
 import uuid
@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pgcron_lite import plan, ticks
-from pgcron_lite.job import Job, Outcome
+from pgcron_lite.job import Job, Outcome, WorkerCard
 from pgcron_lite.plan import Schedule
-from pgcron_lite.ticks import LATE, Entry, Move
+from pgcron_lite.ticks import LATE, Entry, Move, TickView
 
 SECOND = timedelta(seconds=1)
 ME = uuid.UUID(int=1)
@@ -30,6 +30,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("plan"), st.just(0)),
     st.tuples(st.just("plan by what was read before"), st.just(0)),
     st.tuples(st.just("work"), st.integers(1, 6)),
+    st.tuples(st.just("deploy"), st.just(0)),
 )
 
 
@@ -44,7 +45,10 @@ class World:
         self.begun_at = self.latest = store.now()
         self.ran: dict[datetime, datetime] = {}
         self.read: list[Entry] = []
-        store.put_schedule(self.name, "shop", schedule.dumps(), replace=False)
+        # One after the other, for the clock may step back: "deploy", or the tick of a run at a start.
+        self.starts: list[str | datetime] = []
+        self.worker: uuid.UUID | None = None
+        self.deploy()
 
     def do(self, what: str, amount: int) -> None:
         self.latest = max(self.latest, self.clock.now)
@@ -56,8 +60,25 @@ class World:
             self.plan()
         elif what == "work":
             self.work(amount)
+        elif what == "deploy":
+            self.deploy()
         else:
             self.plan_stale()
+
+    def deploy(self) -> None:
+        """New code comes to life, and the old one leaves. Who has noted that is gone before anything is decided."""
+        generation, worker = f"{self.name}, deploy {len(self.starts)}", uuid.uuid4()
+        self.store.declare("shop", generation, {self.name: self.schedule.dumps()})
+        self.store.register(WorkerCard(worker, "box", 7, ("*",), 3, "threads", "1", generation))
+        if self.worker is not None:
+            self.store.forget(self.worker)
+        self.worker = worker
+        self.starts.append("deploy")
+        self.store.reconcile()
+
+    def leave(self) -> None:
+        assert self.worker is not None
+        self.store.forget(self.worker)
 
     def plan(self) -> None:
         def decide(entry: Entry, now: datetime) -> Move:
@@ -90,7 +111,11 @@ class World:
                 if state == "done":
                     tick = datetime.fromisoformat(job.headers[plan.TICK])
                     assert tick not in self.ran, "a tick ran twice"
-                    self.ran[tick] = self.clock.now
+                    assert tick not in self.starts, "a start ran twice"
+                    if answer.kind == "start":
+                        self.starts.append(tick)
+                    else:
+                        self.ran[tick] = self.clock.now
             self.store.settle([outcome])
             self.store.close_ticks([job.id])
 
@@ -101,7 +126,8 @@ class World:
         for _ in range(500):
             self.plan()
             self.work(50)
-            if not [view for view in self.store.ticks(self.name, limit=300) if not view.outcome and view.tick <= due]:
+            views = self.store.ticks(self.name, limit=300)
+            if not [view for view in views if not view.outcome and min(view.tick, view.due_at) <= due]:
                 return
             self.clock.advance(1)
         pytest.fail("it does not come to an end")
@@ -109,6 +135,7 @@ class World:
 
 def check(world: World) -> None:
     views = {view.tick: view for view in world.store.ticks(world.name, limit=100_000)}
+    check_starts(world, [views.pop(tick) for tick in sorted(views) if views[tick].kind == "start"])
     last = world.store.schedules(world.name)[0].last_planned
     expected = list(world.schedule.timing.between(world.begun_at, last))
     summed_up = [tick for tick, view in views.items() if "so were all before it" in str(view.reason)]
@@ -130,6 +157,18 @@ def check(world: World) -> None:
         assert all(began - world.schedule.due_at(tick) <= LATE for tick, began in world.ran.items())
 
 
+def check_starts(world: World, views: list[TickView]) -> None:
+    """After each deploy comes a run, and there are not more runs than deploys; or none if none were asked for."""
+    deploys = world.starts.count("deploy")
+    if not world.schedule.run_on_start:
+        assert (world.starts, views) == (["deploy"] * deploys, [])
+        return
+    assert world.starts[-1] != "deploy"
+    ran = [moment for moment in world.starts if moment != "deploy"]
+    assert len(ran) <= deploys
+    assert {(view.tick, view.outcome) for view in views} == {(moment, "done") for moment in ran}
+
+
 @pytest.mark.row(90)
 @pytest.mark.parametrize("catch_up", ["all", "latest", "skip"])
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
@@ -144,15 +183,19 @@ def test_each_tick_becomes_what_its_policy_says(
         suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate],
     )  # fmt: skip
     @given(
-        when=st.sampled_from(TIMES), jitter=st.sampled_from([0, 17]),
+        when=st.sampled_from(TIMES), jitter=st.sampled_from([0, 17]), run_on_start=st.booleans(),
         events=st.lists(EVENTS, min_size=5, max_size=25),
     )
-    def live(when: str, jitter: int, events: list[tuple[str, int]]) -> None:
+    def live(when: str, jitter: int, run_on_start: bool, events: list[tuple[str, int]]) -> None:
         name = f"world {next(worlds)}"
         clock.advance((START - clock.now).total_seconds())
         timing = plan.timing_of(when, "UTC", name=name)
         world = World(
-            store, clock, Schedule(name, "add", timing, catch_up=catch_up, overlap=overlap, jitter=jitter * SECOND)
+            store, clock,
+            Schedule(
+                name, "add", timing, catch_up=catch_up, overlap=overlap, jitter=jitter * SECOND,
+                run_on_start=run_on_start,
+            ),
         )
         try:
             for event in events:
@@ -160,6 +203,6 @@ def test_each_tick_becomes_what_its_policy_says(
             world.end()
             check(world)
         finally:
-            store.remove_schedule(name)
+            world.leave()
 
     live()

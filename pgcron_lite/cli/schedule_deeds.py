@@ -21,7 +21,7 @@ from . import FAILED, output
 from .enqueue import WithNumbers, complete_task, read_arguments, wait_for
 from .opening import opened
 from .queues import confirm
-from .standing import in_words
+from .standing import in_words, reading
 from .words import Span, read_moment
 
 if TYPE_CHECKING:
@@ -185,13 +185,20 @@ def add(
 def remove(ctx: click.Context, names: Sequence[str], yes: bool) -> None:
     """Remove a schedule that was made at run time.
 
-    What has begun goes on, what has not is withdrawn, and its history stays.
+    What has begun goes on, what has not is withdrawn, and its history stays. If the code of workers declares one of the
+    same name, that is in force then.
     """
     confirm(f"Remove {', '.join(map(repr, names))}?", yes)
 
     def removed(app: PgCron, view: ScheduleView) -> str:
         app.schedules.remove(view.name)
-        return f"schedule {view.name!r} removed"
+        done = f"schedule {view.name!r} removed"
+        declared = next(iter(app.store.schedules(view.name)), None)
+        if declared is None:
+            return done
+        found, trouble = reading(declared)
+        what = str(trouble) if found is None else in_words(found) + _next(declared, app.store.now())
+        return f"{done}; the one declared in code is in force: {what}"
 
     _each(ctx, names, removed)
 

@@ -46,6 +46,7 @@ class _Row:
     last_tick: datetime
     planning: Agenda[_Row]
     _plan_at: datetime | None = None
+    starts_at: datetime | None = None
     generation: str | None = None
     revision: int = 0
     runs: int = 0
@@ -126,11 +127,7 @@ class Timetable(Tables):
             living = self._living()
             if living == self._in_force:
                 return []
-            declared = {
-                name: (definition, generation, app)
-                for generation, (app, definitions) in self._generations.items() if generation in living
-                for name, definition in sorted(definitions.items())
-            }
+            declared = self._declarations(living)
             changes = [self._declared(name, *declared[name]) for name in sorted(declared)]
             apps = {self._generations[generation][0] for generation in living}
             gone = [
@@ -166,6 +163,8 @@ class Timetable(Tables):
                     continue
                 row.last_tick, row.plan_at = max(row.last_tick, move.last_tick), move.plan_at
                 row.trouble, row.revision = move.trouble, row.revision + 1
+                # Whoever is not stuck has decided this as well.
+                row.starts_at = None if move.trouble is None else row.starts_at
                 self._write(move.name, move.ticks)
                 made.append(move)
             return made
@@ -276,6 +275,10 @@ class Timetable(Tables):
                 return "code"
             self._withdraw(row, entirely=True, why="the schedule was removed")
             del self._schedules[name]
+            # Code whose workers are away for the moment brings no news when it comes back.
+            declared = self._declarations([*self._living(), *self._in_force])
+            if name in declared:
+                self._declared(name, *declared[name], starts=False)
             return "removed"
 
     def pause_schedule(self, name: str) -> bool:
@@ -323,6 +326,14 @@ class Timetable(Tables):
     def _living(self) -> list[str]:
         return sorted({pulse.card.generation for pulse in self._workers.values() if pulse.card.generation})
 
+    def _declarations(self, living: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+        """What these generations say about each schedule, the newest last: definition, generation and app."""
+        return {
+            name: (definition, generation, app)
+            for generation, (app, definitions) in self._generations.items() if generation in living
+            for name, definition in definitions.items()
+        }
+
     def _schedules_due(self, now: datetime) -> float | None:
         """Seconds until a planner has something to do."""
         if self._living() != self._in_force:
@@ -344,28 +355,46 @@ class Timetable(Tables):
         row.app, row.definition, row.said = app, definition, json.loads(definition)
         row.plan_at, row.trouble, row.revision = self.now(), None, row.revision + 1
 
-    def _declared(self, name: str, definition: str, generation: str, app: str) -> Change | None:
+    def _declared(
+        self, name: str, definition: str, generation: str, app: str, *, starts: bool = True
+    ) -> Change | None:
+        """Bring it into force; with the run it asks for if its code has just come to life, or without."""
         row, now = self._schedules.get(name), self.now()
-        starts = bool(json.loads(definition).get("run_on_start")) and generation not in self._in_force
+        said = json.loads(definition)
+        starts = starts and bool(said.get("run_on_start")) and generation not in self._in_force
+        starts_at = self._free(name, now) if starts else None
         if row is None:
-            self._insert(name, "code", app, definition).generation = generation
-            return Change(name, "new", starts)
+            row = self._insert(name, "code", app, definition)
+            row.generation, row.starts_at = generation, starts_at
+            return Change(name, "new")
         if row.origin == "hand":
             return Change(name, "taken")
         if row.definition == definition and row.retired_at is None:
-            is_others, row.generation = row.generation != generation, generation
-            return Change(name, "same", starts) if is_others or starts else None
+            row.generation = generation
+            if starts_at is None:
+                return None
+            if said.get("after_finish"):
+                # The run at the start is the next one, and the one after it counts from its end.
+                self._withdraw(row, entirely=False, why="the code was started")
+            row.plan_at, row.starts_at, row.revision = now, starts_at, row.revision + 1
+            return Change(name, "started")
         self._withdraw(row, entirely=False, why="the schedule was changed")
         if row.retired_at is not None and row.retired_at < now - RESTART:
             row.last_tick = max(row.last_tick, now)
-        row.generation, row.retired_at = generation, None
+        row.generation, row.retired_at, row.starts_at = generation, None, starts_at
         self._define(row, app, definition)
-        return Change(name, "changed", starts)
+        return Change(name, "changed")
 
     def _retire(self, row: _Row) -> Change:
         self._withdraw(row, entirely=True, why="the schedule was removed")
-        row.retired_at, row.plan_at, row.alarm, row.alarm_tick, row.trouble = self.now(), None, None, None, None
+        row.retired_at, row.plan_at, row.starts_at = self.now(), None, None
+        row.alarm = row.alarm_tick = row.trouble = None
         return Change(row.name, "retired")
+
+    def _free(self, schedule: str, now: datetime) -> datetime:
+        """A moment that is no other run's, also where the clock stands still, as in tests."""
+        near = [tick for tick in self._ticks.get(schedule, ()) if now <= tick <= now + timedelta(milliseconds=1)]
+        return max(near) + _MOMENT if near else now
 
     def _withdraw(self, row: _Row, *, entirely: bool, why: str) -> None:
         now = self.now()
@@ -387,7 +416,7 @@ class Timetable(Tables):
     def _entry(self, row: _Row) -> Entry:
         return Entry(
             row.name, row.definition, row.revision, row.last_tick, row.runs, row.paused_at is not None,
-            bool(self._open_ticks.get(row.name)), row.last_end,
+            bool(self._open_ticks.get(row.name)), row.last_end, row.starts_at,
         )
 
     def _write(self, schedule: str, ticks: Sequence[Tick]) -> dict[datetime, int]:

@@ -30,8 +30,7 @@ class Planning(Statements):
 
     def reconcile(self) -> list[Change]:
         """Bring the schedules into line with what the code of living workers declares."""
-        rows = self._rows("select r.name, r.what, r.starts from pgcron.reconcile() as r")
-        return [Change(row.name, row.what, row.starts) for row in rows]
+        return [Change(row.name, row.what) for row in self._rows("select r.name, r.what from pgcron.reconcile() as r")]
 
     def plan(
         self,
@@ -83,7 +82,7 @@ def _leads(run: Run) -> bool:
 def _due(run: Run, limit: int) -> list[Any]:
     return run(
         """
-        select s.name, s.definition::text as definition, s.revision, s.last_tick, s.runs, s.last_end,
+        select s.name, s.definition::text as definition, s.revision, s.last_tick, s.runs, s.last_end, s.starts_at,
                s.paused_at is not null as is_paused, pgcron.clock() as now,
                exists (
                    select from pgcron.ticks as t where t.schedule = s.name and t.outcome is null
@@ -101,7 +100,7 @@ def _due(run: Run, limit: int) -> list[Any]:
 def _called(run: Run, name: str) -> list[Any]:
     return run(
         """
-        select s.name, s.definition::text as definition, s.revision, s.last_tick, s.runs, s.last_end,
+        select s.name, s.definition::text as definition, s.revision, s.last_tick, s.runs, s.last_end, s.starts_at,
                s.paused_at is not null as is_paused, pgcron.clock() as now,
                exists (
                    select from pgcron.ticks as t where t.schedule = s.name and t.outcome is null
@@ -119,6 +118,8 @@ def _move(run: Run, moves: Sequence[Move]) -> set[str]:
         """
         update pgcron.schedules as s
         set last_tick = greatest(s.last_tick, m.last_tick), plan_at = m.plan_at, trouble = m.trouble,
+            -- Whoever is not stuck has decided this as well.
+            starts_at = case when m.trouble is not null then s.starts_at end,
             revision = s.revision + 1
         from unnest(%(names)s::text[], %(revisions)s::bigint[], %(last_ticks)s::timestamptz[],
                     %(plan_ats)s::timestamptz[], %(troubles)s::text[])
@@ -199,7 +200,8 @@ def _note(run: Run, ticks: Sequence[tuple[str, Tick]]) -> dict[datetime, int]:
 
 def _entry(row: Any) -> Entry:
     return Entry(
-        row.name, row.definition, row.revision, row.last_tick, row.runs, row.is_paused, row.is_busy, row.last_end
+        row.name, row.definition, row.revision, row.last_tick, row.runs, row.is_paused, row.is_busy, row.last_end,
+        row.starts_at,
     )
 
 

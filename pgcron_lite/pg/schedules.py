@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from ..ticks import ScheduleView, TickView
+from .planning import FROZEN_MILLISECONDS
 from .statements import Run, Statements
 
 
@@ -89,13 +90,27 @@ class ScheduleDesk(Statements):
             return "replaced"
 
     def remove_schedule(self, name: str) -> Literal["removed", "missing", "code"]:
-        """Remove a schedule made by hand, with its jobs that have not begun. What has been stays in its history."""
+        """Remove a schedule made by hand, with its jobs that have not begun. What has been stays in its history.
+
+        If code in force declares one of that name, which had to stand back, that is in its place now.
+        """
         with self._transaction() as run:
+            # First, as by `pgcron.reconcile`, which follows below: then nobody waits in a circle. And code that comes
+            # to life now finds the name as it is afterwards.
+            run(
+                """
+                select set_config('idle_in_transaction_session_timeout', %(frozen)s, true)
+                from pgcron.planner as p
+                for update of p
+                """,
+                {"frozen": FROZEN_MILLISECONDS},
+            )
             origin = _origin(run, name)
             if origin != "hand":
                 return origin or "missing"
             run("select pgcron.withdraw(%(name)s, true, 'the schedule was removed')", {"name": name})
             run("delete from pgcron.schedules as s where s.name = %(name)s", {"name": name})
+            run("select r.what from pgcron.reconcile(%(name)s) as r", {"name": name})
             return "removed"
 
     def pause_schedule(self, name: str) -> bool:

@@ -53,8 +53,7 @@ class Run:
     @property
     def tick(self) -> datetime | None:
         """The moment of its schedule that it ran for, in UTC."""
-        text = self.job.headers.get(plan.TICK)
-        return None if text is None else datetime.fromisoformat(text)
+        return plan.told(self.job.headers, plan.TICK)
 
     @property
     def is_trouble(self) -> bool:

@@ -23,7 +23,7 @@ from workers import QUICK, Queue, WorkerProcess, Workers
 
 from pgcron_lite import PgCron, plan, ticks
 from pgcron_lite.errors import DatabaseUnavailable
-from pgcron_lite.job import Outcome
+from pgcron_lite.job import Outcome, WorkerCard
 from pgcron_lite.pg.address import address
 from pgcron_lite.pg.store import PostgresStore
 from pgcron_lite.plan import Schedule
@@ -187,6 +187,47 @@ def test_two_generations_side_by_side(queue: Queue, workers: Workers) -> None:
     assert_each_second_once(queue)
 
 
+# Whoever writes a tick waits here, until the test lets go.
+GATE = """
+    create function public.test_gate() returns trigger language plpgsql as $$
+    begin
+        perform pg_advisory_xact_lock_shared(42);
+        return new;
+    end $$;
+    create trigger gate before insert on pgcron.ticks for each row execute function public.test_gate()
+"""
+AT_THE_GATE = "select pid from pg_stat_activity where wait_event = 'advisory' and datname = current_database()"
+
+
+@pytest.mark.row(85)
+def test_a_worker_that_dies_before_it_has_planned_the_run_of_its_start_leaves_it_to_another(
+    queue: Queue, workers: Workers
+) -> None:
+    warm = {"when": "@yearly", "name": "warm", "run_on_start": True}
+    queue.rows(GATE)
+    with psycopg.connect(queue.url, autocommit=True) as gate:
+        gate.execute("select pg_advisory_lock(42)")
+        worker = start(workers, warm)
+        planner = eventually(lambda: queue.rows(AT_THE_GATE), PATIENCE)[0].pid
+        worker.kill()
+        # What it has said to the server and not committed goes with it.
+        queue.rows("select pg_terminate_backend(%s)", planner)
+        eventually(lambda: not queue.rows(AT_THE_GATE), PATIENCE)
+
+    # The code is in force, so it does not come to life with those that say the same.
+    in_force = queue.rows("select generations from pgcron.planner")
+    assert ticks_of(queue, "warm") == []
+    crew = [start(workers, warm) for _ in range(3)]
+    until_running(queue, 1, "warm")
+    eventually(lambda: queue.rows("select 1 from pgcron.workers having count(*) = 3"), PATIENCE)
+    for each in crew:
+        assert each.stop() == 0
+
+    assert queue.rows("select generations from pgcron.planner") == in_force
+    assert [tick.outcome for tick in ticks_of(queue, "warm")] == ["done"]
+    assert len(queue.entries()) == 1
+
+
 # Schedulers turned by hand, each with connections of its own
 
 
@@ -241,6 +282,29 @@ def test_ten_schedulers_at_once_make_one_job_for_each_tick(
         assert [view.tick for view in views] == expected
         assert len({view.job_id for view in views}) == len(expected)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.row(86)
+def test_ten_schedulers_at_once_make_one_run_for_each_start(crew: Crew, clock: Clock) -> None:
+    store = crew.stores[0]
+    warm = Schedule("warm", "add", plan.timing_of("@yearly", "UTC", name="warm"), run_on_start=True).dumps()
+    for deploy in range(5):
+        clock.advance(60)
+        store.declare("crew", f"deploy {deploy}", {"warm": warm})
+        for _ in crew.schedulers:
+            store.register(WorkerCard(uuid.uuid4(), "box", 7, ("*",), 1, "threads", "1", f"deploy {deploy}"))
+
+        threads = [threading.Thread(target=scheduler.step) for scheduler in crew.schedulers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for scheduler in crew.schedulers:
+            scheduler.step()
+
+    runs = [view for view in reversed(store.ticks("warm")) if view.kind == "start"]
+    assert [view.tick for view in runs] == [START + n * 60 * SECOND for n in range(1, 6)]
+    assert len(store.find()) == 5 + 1
 
 
 @pytest.mark.row(87)

@@ -19,12 +19,15 @@ import pytest
 from psycopg import conninfo
 from support import eventually
 
+from pgcron_lite import ticks
 from pgcron_lite.job import Job, NewJob, Outcome, State, WorkerCard, hand_back
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.pg.address import address
 from pgcron_lite.pg.link import Link
 from pgcron_lite.pg.links import Links
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.plan import Schedule
+from pgcron_lite.schedule import Every
 
 DEAD, A, B = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)
 CLAIM, OLD_CLAIM = uuid.UUID(int=100), uuid.UUID(int=99)
@@ -457,6 +460,88 @@ def test_an_enqueue_whose_reply_is_lost_makes_no_second_job_when_the_first_has_e
     assert len(ran) == ended
     found = sorted((j.id, j.state) for j in direct.find(task="add"))
     assert found == [(i, "done" if i in ran else "queued") for i in ids]
+
+
+# Schedules
+
+
+def hourly(**options: Any) -> str:
+    return Schedule("s", "add", Every("1h"), **options).dumps()
+
+
+def comes_to_life(store: Any) -> None:
+    """A worker whose code says of `s` what was said at run time, and of `t` something else than the last."""
+    store.declare("shop", "new", {"s": hourly(args='{"x": 2}'), "t": hourly(args='{"x": 2}')})
+    store.register(WorkerCard(B, "box", 7, ("*",), 1, "threads", "1", "new"))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_who_removes_a_schedule_and_who_brings_another_of_its_name_see_one_another(
+    arena: Arena, is_first: bool
+) -> None:
+    """The declared one is in force in the end, whoever comes first; and no one waits in a circle."""
+    store = arena.setup
+    store.put_schedule("s", "shop", hourly(args='{"x": 1}'), replace=False)
+    store.declare("shop", "old", {"t": hourly(args='{"x": 1}')})
+    store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
+    store.reconcile()
+    store.plan(ticks.decide)
+    comes_to_life(store)
+
+    def remove(store: Any) -> Any:
+        return store.remove_schedule("s")
+
+    def reconcile(store: Any) -> Any:
+        return [(change.name, change.what) for change in store.reconcile()]
+
+    verbs = [remove, reconcile] if is_first else [reconcile, remove]
+    one, other, waited = arena.run(*verbs)
+
+    assert waited
+    changes = [("t", "changed")] if is_first else [("s", "taken"), ("t", "changed")]
+    assert (one, other) == (("removed", changes) if is_first else (changes, "removed"))
+    store.plan(ticks.decide)
+    assert {view.name: view.origin for view in store.schedules()} == {"s": "code", "t": "code"}
+    assert [job.args for job in store.find()] == ['{"x": 2}'] * 2
+    assert store.reconcile() == []
+
+
+IN_ORDER = {
+    "planner": "select from pgcron.planner for update nowait",
+    "schedule": "select from pgcron.schedules for update nowait",
+    "job": "select from pgcron.jobs for update nowait",
+}
+TAKERS: dict[str, Callable[[Any], Any]] = {
+    "pause": lambda s: s.pause_schedule("t"),
+    "reconcile": lambda s: s.reconcile(),
+    "remove": lambda s: s.remove_schedule("s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "waits_for"),
+    [("pause", "schedule"), ("reconcile", "schedule"), ("reconcile", "planner"), ("remove", "planner")],
+)
+def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: str, waits_for: str) -> None:
+    """Or one would hold the jobs and want the schedule while another holds the schedule and wants the jobs."""
+    store = arena.setup
+    store.put_schedule("s", "shop", hourly(args='{"x": 1}'), replace=False)
+    store.declare("shop", "old", {"t": hourly(args='{"x": 1}')})
+    store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
+    store.reconcile()
+    store.plan(ticks.decide)
+    comes_to_life(store)
+    with psycopg.connect(arena.setup.address.conninfo) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute(IN_ORDER[waits_for])
+
+        waiting = pool.submit(TAKERS[verb], arena.second)
+        eventually(lambda: arena.waits("second"))
+
+        # Nobody has what comes after it.
+        for what in list(IN_ORDER)[list(IN_ORDER).index(waits_for) :]:
+            holder.execute(IN_ORDER[what])
+        holder.commit()
+        _answer(waiting)
 
 
 # Limits that an operator has put on the role

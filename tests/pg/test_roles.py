@@ -10,12 +10,15 @@ import psycopg
 import pytest
 from psycopg import conninfo, errors, sql
 
+from pgcron_lite import ticks
 from pgcron_lite.errors import DatabaseRefused
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
 from pgcron_lite.pg.address import address
 from pgcron_lite.pg.callers import complete_on, enqueue_on
 from pgcron_lite.pg.enqueue import COPIES_FROM
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.plan import Schedule
+from pgcron_lite.schedule import Every
 
 ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
 PARTS = ["producer", "reader", "worker", "admin"]
@@ -68,6 +71,20 @@ def take(store: Any) -> Any:
     return job
 
 
+def in_the_way(store: Any) -> str:
+    """A schedule made at run time, and a living worker whose code declares one of its name."""
+    name, definition = f"s {uuid.uuid4()}", Schedule("s", "add", Every("1h")).dumps()
+    store.put_schedule(name, "shop", definition, replace=False)
+    store.declare("shop", name, {name: definition})
+    store.register(WorkerCard(uuid.uuid4(), "box", 7, ("*",), 1, "threads", "1", name))
+    return name
+
+
+def removed(store: Any, name: str) -> None:
+    assert store.remove_schedule(name) == "removed"
+    assert store.schedules(name)[0].origin == "code"
+
+
 def ended(store: Any) -> int:
     job = take(store)
     store.settle([Outcome(job.id, CLAIM, "failed")])
@@ -111,6 +128,11 @@ VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
     "clear": (lambda s: s.enqueue([NewJob("add")]), lambda s, _: s.clear("default"), {"worker", "admin"}),
     "pause": (lambda s: None, lambda s, _: s.pause("q"), {"worker", "admin"}),
     "resume": (lambda s: s.pause("q"), lambda s, _: s.resume("q"), {"worker", "admin"}),
+    "schedules": (in_the_way, lambda s, name: s.schedules(name), {"reader", "worker", "admin"}),
+    "plan": (in_the_way, lambda s, name: s.plan(ticks.decide, name), {"worker", "admin"}),
+    "pause_schedule": (in_the_way, lambda s, name: s.pause_schedule(name), {"worker", "admin"}),
+    "remove_schedule": (in_the_way, removed, {"worker", "admin"}),
+    "reconcile": (in_the_way, lambda s, _: s.reconcile(), {"worker", "admin"}),
     "note_fact": (lambda s: None, lambda s, _: s.note_fact("environment", "mine"), set()),
 }
 

@@ -46,6 +46,8 @@ create table pgcron.schedules (
     last_tick  timestamptz not null default pgcron.clock(),
     -- When to decide the next ticks. Null: never again, or when a run ends, or when something changes.
     plan_at    timestamptz default pgcron.clock(),
+    -- Since then its code, which has come to life, asks for one run at once. Whoever decides the next ticks makes it.
+    starts_at  timestamptz,
     runs       bigint      not null default 0 check (runs >= 0),
     last_end   timestamptz,
     paused_at  timestamptz,
@@ -58,7 +60,9 @@ create table pgcron.schedules (
     created_at timestamptz not null default pgcron.clock(),
 
     check ((alarm is null) = (alarm_tick is null)),
-    check (retired_at is null or plan_at is null)
+    check (retired_at is null or plan_at is null),
+    -- What asks for a run is not forgotten.
+    check (starts_at is null or (origin = 'code' and plan_at is not null))
 );
 
 create index schedules_due on pgcron.schedules (plan_at) where plan_at is not null;
@@ -98,6 +102,8 @@ declare
     moment constant timestamptz := pgcron.clock();
     gone bigint[];
 begin
+    -- A schedule before its jobs and its ticks, as everybody takes them.
+    perform from pgcron.schedules as s where s.name = schedule_name for update;
     with withdrawn as (
         delete from pgcron.jobs as j
         using pgcron.ticks as t
@@ -124,9 +130,12 @@ begin
 end
 $$;
 
--- Bring the schedules declared in code into line with the code of the workers that live now. Returns what changed, and
--- which schedules ask for a run because their generation has just come to life.
-create function pgcron.reconcile() returns table (name text, what text, starts boolean)
+-- Bring the schedules declared in code into line with the code of the workers that live now, or just the one of that
+-- name, which another that was in its place has left. Returns what changed.
+--
+-- Whoever takes the planner's row takes it before any schedule, and a schedule before its jobs. That goes for who removes
+-- a schedule as well, who holds both: who comes second holds nothing yet, and sees what the first has left.
+create function pgcron.reconcile(schedule_name text default null) returns table (name text, what text)
     language plpgsql
     set search_path = pg_catalog, pg_temp
     as $$
@@ -141,7 +150,10 @@ begin
     living := array(
         select distinct w.generation from pgcron.workers as w where w.generation is not null order by w.generation
     );
-    if living = before then
+    if schedule_name is not null then
+        -- Code whose workers are away for the moment brings no news when it comes back.
+        living := living || before;
+    elsif living = before then
         return;
     end if;
     for said in
@@ -149,7 +161,7 @@ begin
             select distinct on (d.key) d.key as name, d.value as definition, g.id as generation, g.app
             from pgcron.generations as g
             cross join lateral json_each(g.definitions) as d (key, value)
-            where g.id = any(living)
+            where g.id = any(living) and (schedule_name is null or d.key = schedule_name)
             order by d.key, g.number desc
         )
         select d.name, d.definition, d.generation, d.app,
@@ -158,35 +170,56 @@ begin
                s.retired_at,
                s.definition::text is distinct from d.definition::text as is_changed,
                s.generation is distinct from d.generation         as is_others,
-               coalesce((d.definition ->> 'run_on_start')::boolean, false)
-               and not d.generation = any(before)                 as starts
+               case
+                   -- Only code that has just come to life asks for a run, and not whoever has made room for it.
+                   when coalesce((d.definition ->> 'run_on_start')::boolean, false)
+                        and not d.generation = any(before) and schedule_name is null
+                   then greatest(moment, (
+                       -- A moment that is no other run's, also where the clock stands still, as in tests.
+                       select max(t.tick) + interval '1 microsecond'
+                       from pgcron.ticks as t
+                       where t.schedule = d.name and t.tick between moment and moment + interval '1 millisecond'
+                   ))
+               end                                                as starts_at
         from declared as d
         left join pgcron.schedules as s on s.name = d.name
         order by d.name
     loop
         if said.is_new then
-            insert into pgcron.schedules (name, origin, app, generation, definition)
-            values (said.name, 'code', said.app, said.generation, said.definition);
-            return query select said.name, 'new', said.starts;
+            insert into pgcron.schedules (name, origin, app, generation, definition, starts_at)
+            values (said.name, 'code', said.app, said.generation, said.definition, said.starts_at);
+            return query select said.name, 'new';
         elsif said.is_taken then
-            return query select said.name, 'taken', false;
+            return query select said.name, 'taken';
         elsif said.is_changed or said.retired_at is not null then
             perform pgcron.withdraw(said.name, false, 'the schedule was changed');
             update pgcron.schedules as s
             set definition = said.definition, generation = said.generation, app = said.app, retired_at = null,
-                trouble = null, plan_at = moment, revision = s.revision + 1,
+                trouble = null, plan_at = moment, starts_at = said.starts_at, revision = s.revision + 1,
                 -- A restart of everything is caught up with; what was away for longer begins anew.
                 last_tick = case
                     when said.retired_at < moment - interval '1 hour' then greatest(s.last_tick, moment)
                     else s.last_tick
                 end
             where s.name = said.name;
-            return query select said.name, 'changed', said.starts;
-        elsif said.is_others or said.starts then
+            return query select said.name, 'changed';
+        elsif said.starts_at is not null then
+            if (said.definition ->> 'after_finish')::boolean then
+                -- The run at the start is the next one, and the one after it counts from its end.
+                perform pgcron.withdraw(said.name, false, 'the code was started');
+            end if;
+            update pgcron.schedules as s
+            set generation = said.generation, plan_at = moment, starts_at = said.starts_at, revision = s.revision + 1
+            where s.name = said.name;
+            return query select said.name, 'started';
+        elsif said.is_others then
             update pgcron.schedules as s set generation = said.generation where s.name = said.name;
-            return query select said.name, 'same', said.starts;
         end if;
     end loop;
+    if schedule_name is not null then
+        -- The others, and the news of which generations live, are for a worker.
+        return;
+    end if;
     for said in
         select s.name
         from pgcron.schedules as s
@@ -203,10 +236,10 @@ begin
     loop
         perform pgcron.withdraw(said.name, true, 'the schedule was removed');
         update pgcron.schedules as s
-        set retired_at = moment, plan_at = null, alarm = null, alarm_tick = null, trouble = null,
+        set retired_at = moment, plan_at = null, starts_at = null, alarm = null, alarm_tick = null, trouble = null,
             revision = s.revision + 1
         where s.name = said.name;
-        return query select said.name, 'retired', false;
+        return query select said.name, 'retired';
     end loop;
     update pgcron.planner as p set generations = living;
 end
@@ -374,13 +407,13 @@ begin
                        'pgcron.schedules, pgcron.ticks to %I', role_name);
         execute format('grant update on pgcron.planner to %I', role_name);
         execute format('grant usage on sequence pgcron.jobs_id_seq to %I', role_name);
-        execute format('grant execute on function pgcron.withdraw(text, boolean, text), pgcron.as_text(timestamptz) '
-                       'to %I', role_name);
+        execute format('grant execute on function pgcron.withdraw(text, boolean, text), pgcron.reconcile(text), '
+                       'pgcron.as_text(timestamptz) to %I', role_name);
     end if;
     if part = 'worker' then
         execute format('grant insert, update, delete on pgcron.workers, pgcron.generations to %I', role_name);
         execute format('grant execute on function pgcron.levels(), pgcron.complete(bigint, uuid, json), '
-                       'pgcron.reconcile(), pgcron.admit(bigint[]) to %I', role_name);
+                       'pgcron.admit(bigint[]) to %I', role_name);
     end if;
     execute format('grant execute on function pgcron.ring() to %I', role_name);
 end
