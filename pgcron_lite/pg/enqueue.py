@@ -12,7 +12,7 @@ from typing import Any, LiteralString
 import psycopg
 
 from ..clock import monotonic
-from ..errors import DatabaseRefused, DatabaseUnavailable, PgCronError
+from ..errors import DatabaseUnavailable, PgCronError
 from ..job import NewJob
 from .link import in_schema
 from .records import COLUMNS, records
