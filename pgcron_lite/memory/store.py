@@ -14,11 +14,15 @@ from typing import Any
 
 from ..job import MAX_ERRORS, Job, Look, NewJob, Outcome, QueueView, State, WorkerCard, WorkerView
 from .bell import MemoryBell
+from .declarations import Declarations
+from .planning import Planning
+from .schedules import ScheduleDesk
 from .tables import LATEST, Pulse
-from .timetable import Timetable
+from .ticking import Ticking
+from .travel import Travelling
 
 
-class MemoryStore(Timetable):
+class MemoryStore(Planning, Ticking, ScheduleDesk, Declarations, Travelling):
     """The queue in this process's memory."""
 
     schema = "memory"
@@ -29,8 +33,6 @@ class MemoryStore(Timetable):
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
         super().__init__(clock)
-        self._paused: dict[str, datetime] = {}
-        self._facts: dict[str, str] = {}
         self._bells: list[Callable[[], None]] = []
 
     # Enqueueing
@@ -139,7 +141,7 @@ class MemoryStore(Timetable):
             pulses = {**orphaned, **{worker: pulse.beat for worker, pulse in self._workers.items()}}
             now = self.now()
             due_in = None if first is None else (first - now).total_seconds()
-            return Look(due_in, pulses, self._schedules_due(now), self._is_to_be_watched(now))
+            return Look(due_in, pulses, self._plan_in(now), self._ticks_want_watching(now))
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
         with self._lock:
@@ -149,31 +151,6 @@ class MemoryStore(Timetable):
                 held = [j for j in self._running() if j.worker == worker]
                 rescued += [self._rescue(j, guilty=j.alone and len(held) == 1) for j in held]
             return sorted(rescued, key=lambda j: j.id)
-
-    # For tests that travel in time
-
-    def is_something_due(self) -> bool:
-        """Is a job due, whether or not a worker may take it?"""
-        return any(True for _ in self._queued(None, self.now()))
-
-    @property
-    def next_planning(self) -> datetime | None:
-        """When ticks are to be decided next."""
-        return self._planning.first
-
-    def next_moments(self, tasks: Sequence[str]) -> tuple[datetime | None, datetime | None]:
-        """When the next job of these tasks is due, and when the next alarm could be."""
-        with self._lock:
-            now = self.now()
-            jobs = (j.execute_after for j in self._queued(now, None) if j.task in tasks and j.queue not in self._paused)
-            return next(jobs, None), self._next_alarm(now)
-
-    def is_disturbed(self, worker: uuid.UUID | None) -> bool:
-        """Is there a worker besides this one, whom it may have to bury, or a job that has to run alone?"""
-        with self._lock:
-            if self._suspects or len(self._workers) > 1 or worker not in self._workers:
-                return True
-            return any(self._jobs[job_id].worker != worker for job_id in self._held)
 
     # The operator's desk
 
@@ -349,6 +326,9 @@ class MemoryStore(Timetable):
             return False
         del self._workers[worker]
         return True
+
+    def _ticks_want_watching(self, now: datetime) -> bool:
+        return now >= self._next_watch(now) and any(row.retired_at is None for row in self._schedules.values())
 
     def _rescue(self, job: Job, *, guilty: bool) -> Job:
         crashes = job.crashes + guilty

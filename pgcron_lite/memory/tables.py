@@ -1,4 +1,4 @@
-"""The tables of a queue in memory: jobs, history, workers, and the clock and the lock they are kept by."""
+"""The tables of a queue in memory: jobs, history, workers and queues, and the clock and the lock they are kept by."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ class Tables:
         # What is in the history by its end, for each state.
         self._ends: dict[State, list[tuple[datetime, int]]] = {state: [] for state in FINAL}
         self._workers: dict[uuid.UUID, Pulse] = {}
+        # The queues that are paused, and what is written down about this store.
+        self._paused: dict[str, datetime] = {}
+        self._facts: dict[str, str] = {}
 
     def now(self) -> datetime:
         return self._clock()
