@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ..errors import OptionError
-from ..job import FINAL, Job, NewJob, State, WorkerCard
+from ..job import FINAL, MAX_ERRORS, Job, NewJob, State, WorkerCard
 
 SMALLINT = 2**15
 # Between these a job may be due.
@@ -98,6 +99,16 @@ class Tables:
         bisect.insort(self._ends[job.state], (job.finished_at, job.id))
         return job
 
+    def _erase(self, job_id: int) -> bool:
+        """Take a job out of the history."""
+        job = self._history.pop(job_id, None)
+        if job is None:
+            return False
+        assert job.finished_at is not None
+        ends = self._ends[job.state]
+        del ends[bisect.bisect_left(ends, (job.finished_at, job_id))]
+        return True
+
     def _running(self) -> list[Job]:
         return [self._jobs[job_id] for job_id in self._held if job_id in self._jobs]
 
@@ -108,6 +119,26 @@ class Tables:
         for _, job_id in itertools.islice(self._queue, first, end):
             if job_id in self._jobs:
                 yield self._jobs[job_id]
+
+    def _offered(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
+        """Queued jobs that a worker of these queues and tasks may take, the first due first: all, or those due."""
+        for job in self._queued(None, until):
+            if job.task in tasks and serves(queues, job.queue) and job.queue not in self._paused:
+                yield job
+
+
+def serves(queues: Sequence[str], queue: str) -> bool:
+    return queue in queues or "*" in queues
+
+
+def error_entry(job: Job, at: datetime, error: str) -> dict[str, Any]:
+    """What went wrong, for the job's error history."""
+    return {"attempt": job.attempt, "at": at.isoformat(), "error": error}
+
+
+def with_error(errors: tuple[Any, ...], error: dict[str, Any]) -> tuple[Any, ...]:
+    """The error history and one more; of too many the oldest goes."""
+    return (*errors[-(MAX_ERRORS - 1):], error)
 
 
 def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:
