@@ -24,16 +24,20 @@ from pgcron_lite.cli import health, standing
 from pgcron_lite.job import Job, Outcome, WorkerCard
 from pgcron_lite.plan import Schedule
 
+# Its schedules are due when none of this runs any more.
 SHOP = '''
+from datetime import UTC, datetime
+
 from pgcron_lite import PgCron
 
 app = PgCron("shop")
+FAR = datetime(2040, 3, 1, tzinfo=UTC)
 
-@app.cron("0 0 29 2 *", tz="Europe/Berlin", name="leap")
+@app.cron("0 0 29 2 *", tz="Europe/Berlin", name="leap", start=FAR)
 def leap() -> str:
     return "jumped"
 
-@app.cron("0 0 29 2 *", name="broken", max_attempts=1)
+@app.cron("0 0 29 2 *", name="broken", start=FAR, max_attempts=1)
 def boom() -> None:
     raise ValueError("bad luck")
 
