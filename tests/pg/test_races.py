@@ -544,6 +544,27 @@ def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: s
         _answer(waiting)
 
 
+def test_schedules_are_taken_in_the_order_of_their_names_whatever_becomes_of_them(arena: Arena) -> None:
+    """As by `admit`: else one would hold the one that is changed and want the one that is retired, and one the reverse."""
+    store = arena.setup
+    store.declare("shop", "old", {"retired": hourly(), "t": hourly(args='{"x": 1}')})
+    store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
+    store.reconcile()
+    comes_to_life(store)
+    store.forget(A)
+    query = "select from pgcron.schedules where name = %s for update nowait"
+    with psycopg.connect(arena.setup.address.conninfo) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute(query, ["retired"])
+
+        waiting = pool.submit(TAKERS["reconcile"], arena.second)
+        eventually(lambda: arena.waits("second"))
+
+        holder.execute(query, ["t"])
+        holder.commit()
+        changes = [(change.name, change.what) for change in _answer(waiting)]
+    assert changes == [("s", "new"), ("t", "changed"), ("retired", "retired")]
+
+
 # Limits that an operator has put on the role
 
 

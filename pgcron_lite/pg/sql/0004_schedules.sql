@@ -156,6 +156,12 @@ begin
     elsif living = before then
         return;
     end if;
+    -- In the order of their names, as who lets their runs in takes them.
+    perform
+    from pgcron.schedules as s
+    where s.origin = 'code' and (schedule_name is null or s.name = schedule_name)
+    order by s.name
+    for update;
     for said in
         with declared as (
             select distinct on (d.key) d.key as name, d.value as definition, g.id as generation, g.app
