@@ -37,7 +37,7 @@ from pgcron_lite.errors import (
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.process import run_worker
 from pgcron_lite.testing import Run
-from pgcron_lite.testing.stage import MOST_AT_ONCE
+from pgcron_lite.testing.crank import MOST_AT_ONCE
 
 BERLIN = ZoneInfo("Europe/Berlin")
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -308,7 +308,7 @@ def test_what_steers_a_job_is_no_error(shop: Shop) -> None:
 
 
 def test_a_circle_that_takes_no_time_is_found(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcron_lite.testing.stage.MOST_AT_ONCE", 50)
+    monkeypatch.setattr("pgcron_lite.testing.crank.MOST_AT_ONCE", 50)
     assert MOST_AT_ONCE > 10_000
 
     @shop.app.task(name="again")

@@ -9,13 +9,11 @@ from __future__ import annotations
 import datetime as calendar
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from .. import moment
 from ..errors import OptionError
 from ..moment import in_utc
 from ..retry import Duration
-from ..zone import zone
 
 # Machines take a clock that shows 0 for one that has never been looked at.
 FIRST_SECOND = 1_000_000.0
@@ -24,15 +22,15 @@ FIRST_SECOND = 1_000_000.0
 class Timeline:
     """Says the same time until it is moved."""
 
-    def __init__(self, at: str | datetime | None, tz: str, clock: Any) -> None:
+    def __init__(self, at: str | datetime | None, tz: tzinfo, clock: Any) -> None:
         if clock is not None and not hasattr(clock, "move_to"):
             raise OptionError(
                 f"clock={clock!r}: expected what freezegun's freeze_time() or time_machine.travel() gives:"
                 " with freeze_time(...) as frozen, app.testing(clock=frozen) as t: ..."
             )
-        self.tz = ZoneInfo(zone(tz).name)
+        self._tz = tz
         self._frozen = clock
-        self._now = _system_now() if at is None else read(at, self.tz, name="at")
+        self._now = _system_now() if at is None else read(at, self._tz, name="at")
         self._start = self._now
         self._seconds = FIRST_SECOND
         if clock is not None:
@@ -46,23 +44,21 @@ class Timeline:
         """The same as a stopwatch."""
         return self._seconds
 
-    @property
-    def here(self) -> datetime:
-        """What the clock on the wall shows."""
-        return self._now.astimezone(self.tz)
-
     def move(self, to: datetime) -> None:
         self._now = to
         self._seconds = FIRST_SECOND + (to - self._start).total_seconds()
         if self._frozen is not None:
             self._lead()
 
-    def missing(self) -> datetime | None:
-        """Where the test has moved its frozen clock to without telling us, if it has."""
-        if self._frozen is None:
-            return None
-        there = _system_now()
-        return there if there > self._now else None
+    def look(self) -> datetime:
+        """What time it is if the test has moved its frozen clock meanwhile, which `follow` takes over."""
+        return self._now if self._frozen is None else max(self._now, _system_now())
+
+    def follow(self) -> None:
+        """Take over the time to which the test has moved its frozen clock without telling us, if it has."""
+        there = self.look()
+        if there != self._now:
+            self.move(there)
 
     def target(self, span: Duration | None, to: str | datetime | None) -> datetime:
         """The moment that `advance` was asked to go to."""
@@ -71,9 +67,10 @@ class Timeline:
         if span is not None:
             return self._now + moment.duration(span, name="advance")
         assert to is not None
-        wanted = read(to, self.tz, name="to")
+        wanted = read(to, self._tz, name="to")
         if wanted < self._now:
-            raise OptionError(f"advance(to={to!r}): it is {self.here:%Y-%m-%d %H:%M:%S %Z} already; time goes forward")
+            here = self._now.astimezone(self._tz)
+            raise OptionError(f"advance(to={to!r}): it is {here:%Y-%m-%d %H:%M:%S %Z} already; time goes forward")
         return wanted
 
     def _lead(self) -> None:

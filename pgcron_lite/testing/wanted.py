@@ -11,7 +11,7 @@ from .. import moment
 from ..errors import PayloadError
 from ..job import Job
 from ..task import Due, Task
-from .here import Run
+from .run import Run
 
 MOST_SHOWN = 20
 
