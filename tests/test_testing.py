@@ -21,10 +21,12 @@ import sqlalchemy
 import time_machine
 from freezegun import freeze_time
 from sqlalchemy.orm import Session
+from support import eventually
 
 import pgcron_lite
 from pgcron_lite import Backoff, Cancel, PgCron, Retry, Snooze, current_job
 from pgcron_lite.errors import (
+    ConfigError,
     JobFailed,
     OptionError,
     PgCronError,
@@ -186,9 +188,71 @@ def test_a_block_that_has_ended_says_so(shop: Shop) -> None:
         t.drain()
 
     assert states(t.runs()) == ["done"]
-    for ask in (t.drain, t.enqueued, lambda: t.advance("1d")):
+    for ask in (t.drain, t.enqueued, t.stop_worker, lambda: t.advance("1d")):
         with pytest.raises(PgCronError, match="has ended"):
             ask()
+
+
+def test_a_block_that_has_not_begun_says_so(shop: Shop) -> None:
+    t = shop.app.testing()
+
+    for ask in (t.drain, t.enqueued, t.stop_worker, t.start_worker, t.crash_worker, lambda: t.takes(shop.send, "1h")):
+        with pytest.raises(PgCronError, match=r"not begun: write with app\.testing"):
+            ask()
+
+
+def test_a_block_begins_once(shop: Shop) -> None:
+    block = shop.app.testing()
+    with block as t:
+        shop.send.delay("x")
+        t.drain()
+
+    with pytest.raises(PgCronError, match=r"call app\.testing\(\) again"), block:
+        pytest.fail("what has run before is in it")
+    assert shop.app.stage is None
+
+
+@pytest.mark.parametrize("settings", [{"url": None}, {"url": ""}, {"database_url": None}])
+def test_a_url_that_is_missing_is_not_taken_for_that_of_the_app(shop: Shop, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected the URL of a database for tests"):
+        shop.app.testing(**settings)
+
+
+def test_a_block_whose_test_has_left_a_thread_behind_ends_and_says_so(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcron_lite.testing.block.LEAVE_SECONDS", 0.05)
+    begun, go = threading.Event(), threading.Event()
+
+    @shop.app.task(name="stuck")
+    def stuck() -> None:
+        begun.set()
+        go.wait(30)
+
+    def fail(error: Exception | None) -> None:
+        with shop.app.testing() as t:
+            stuck.delay()
+            shop.send.delay("after")
+            thread = threading.Thread(target=t.drain)
+            threads.append(thread)
+            thread.start()
+            assert begun.wait(30)
+            if error is not None:
+                raise error
+
+    threads: list[threading.Thread] = []
+    try:
+        with pytest.raises(PgCronError, match=r"another thread runs stuck#1 .*: join the threads"):
+            fail(None)
+        begun.clear()
+        with pytest.raises(ZeroDivisionError):
+            fail(ZeroDivisionError())
+        assert (shop.app.stage, shop.app._store) == (None, None)
+    finally:
+        go.set()
+        for thread in threads:
+            thread.join(30)
+    assert shop.did == []  # their worker is gone
 
 
 def test_the_settings_of_a_flask_app_come_in_the_block_as_well(shop: Shop) -> None:
@@ -921,6 +985,20 @@ def test_after_the_block_nobody_is_connected_and_no_worker_is_left(shop: Shop, p
             "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
         ).fetchone() or (None,)
     assert others == 0
+
+
+def test_a_connection_that_the_code_under_test_has_closed_is_not_left_open(
+    shop: Shop, pg_url: str, databases: Any
+) -> None:
+    with contextlib.suppress(ZeroDivisionError), shop.app.testing(url=pg_url) as t:
+        shop.app.close()
+        shop.send.delay("x")
+        assert len(t.drain()) == 1
+        shop.app.close()
+        raise ZeroDivisionError
+
+    eventually(lambda: not databases.visitors(pg_url))
+    assert repr(t) == "<'shop' under test, on a database>"
 
 
 def test_a_database_without_our_tables_is_refused(shop: Shop, empty_pg_url: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ..clock import monotonic
-from ..errors import DatabaseUnavailable, PgCronError
+from ..errors import ConfigError, DatabaseUnavailable, PgCronError
 from ..memory import MemoryStore
 from ..moment import LONGEST
 from .crank import Crank
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from ..ping import Kind
     from .stage import Stage
 
+# How long its end waits for a job that another thread still runs.
+LEAVE_SECONDS = 10.0
+
 
 class Block:
-    """With a `timeline` the queue is in memory, and without one in the database of `settings`."""
+    """Begins and ends once. With a `timeline` the queue is in memory, and without one in the database of `settings`."""
 
     def __init__(self, app: PgCron, timeline: Timeline | None, settings: dict[str, Any], keeps_schedules: bool) -> None:
         self.turns = Turns()
@@ -47,6 +50,8 @@ class Block:
     def crank(self) -> Crank:
         if self._crank is not None:
             return self._crank
+        if self._exits is None:
+            raise PgCronError("this test block has not begun: write with app.testing() as t: ...")
         raise PgCronError("this test block has ended; what it has run can be looked at, its queue is gone")
 
     @property
@@ -64,16 +69,24 @@ class Block:
             )
         if app.is_running:
             raise PgCronError(f"{app!r} has a worker running in this process; testing() would take its queue away")
+        if self._exits is not None:
+            raise PgCronError("this test block has ended, and the next is another: call app.testing() again")
         with contextlib.ExitStack() as exits:
             exits.enter_context(app.under_test(stage, self._settings))
             exits.callback(self._vacate)
             self._set_up()
             self._exits = exits.pop_all()
 
-    def end(self) -> None:
+    def end(self, *, is_in_trouble: bool) -> None:
         assert self._exits is not None
-        with self.turns.taken("the end of the block"):
-            self._exits.close()
+        with self.turns.last(LEAVE_SECONDS) as came, self._exits:
+            if not came:
+                self.crank.post.abandon()
+        if not came and not is_in_trouble:
+            raise PgCronError(
+                f"the test block has ended while another thread runs {self.turns.serving or 'jobs'} in it:"
+                " join the threads that your test starts before that"
+            )
 
     def _set_up(self) -> None:
         app, timeline = self._app, self._timeline
@@ -106,12 +119,20 @@ class Block:
                     crank.post.dismiss()
         finally:
             self._crank = self._passage = None
+            # The app may have closed it, and use another by now.
+            crank.store.close()
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     """The settings that hold in the block: those given to `app.testing`, where the database is `url`, and ours."""
     named = {"database_url" if name == "url" else name: value for name, value in given.items()}
     settings = {"database_url": "memory://", "keep_done": LONGEST, "keep_failed": LONGEST, **named}
-    if not str(settings["database_url"]).startswith("memory:"):
-        settings.setdefault("direct_url", settings["database_url"])
+    url = settings["database_url"]
+    if not isinstance(url, str) or not url:
+        # None would be taken for "as it is", which is the database of production.
+        raise ConfigError(
+            f"testing(): url={url!r}: expected the URL of a database for tests; leave it out for a queue in memory"
+        )
+    if not url.startswith("memory:"):
+        settings.setdefault("direct_url", url)
     return settings

@@ -98,6 +98,10 @@ class Post:
         self.slots.give_up("crashed")
         self.hire()
 
+    def abandon(self) -> None:
+        """Another thread is still turning the worker; it ends with what it runs now, and nobody writes that down."""
+        self.worker = None
+
     def keep_up(self) -> None:
         """What has been registered meanwhile comes with a worker that knows it, as by a deploy."""
         if self.worker is not None and self._knowledge() != (self._generation, self.tasks, self._settings):

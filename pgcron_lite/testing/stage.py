@@ -62,14 +62,15 @@ class Stage:
         in_force = settings_of(settings)
         # On a server there is none.
         self._timeline: Timeline | None = None
-        if str(in_force["database_url"]).startswith("memory:"):
+        if in_force["database_url"].startswith("memory:"):
             self._timeline = Timeline(at, self._tz, clock)
         elif at is not None or clock is not None:
             raise OptionError(f"at= and clock=: {_REAL_TIME}")
         self._block = Block(app, self._timeline, in_force, schedules)
 
     def __repr__(self) -> str:
-        return f"<{self.app.name!r} under test, {self.now:%Y-%m-%d %H:%M:%S %Z}>"
+        where = "on a database" if self._timeline is None else f"{self.now:%Y-%m-%d %H:%M:%S %Z}"
+        return f"<{self.app.name!r} under test, {where}>"
 
     def __enter__(self) -> Stage:
         self._block.begin(self)
@@ -78,7 +79,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._block.end()
+        self._block.end(is_in_trouble=error is not None)
 
     # Time
 

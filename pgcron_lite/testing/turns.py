@@ -28,6 +28,16 @@ class Turns:
         with self._lock, self._held():
             yield
 
+    @contextlib.contextmanager
+    def last(self, seconds: float) -> Iterator[bool]:
+        """The last turn. False if another thread has not ended its own within `seconds`, and may never."""
+        came = self._lock.acquire(timeout=seconds)
+        try:
+            yield came
+        finally:
+            if came:
+                self._lock.release()
+
     @property
     def _is_mine(self) -> bool:
         """Does this thread have the turn?"""
