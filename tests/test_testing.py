@@ -356,6 +356,52 @@ def test_errors_come_out_of_every_call_of_a_block_that_says_so(shop: Shop) -> No
         assert states(t.advance("1m")) == ["done"]
 
 
+def test_the_error_of_a_run_that_lasts_comes_out_when_it_is_over(shop: Shop) -> None:
+    shop.fails = 1
+    with shop.app.testing(at=AT, raises=True) as t:
+        t.takes(shop.flaky, "5m")
+        handle = shop.flaky.delay()
+        t.advance("4m")
+        assert [(run.state, run.error) for run in t.runs()] == [("running", None)]
+
+        with pytest.raises(ConnectionError):
+            t.advance("1h")
+
+        assert (t.now, handle.state) == (START + 5 * MINUTE, "queued")
+        assert [(run.state, str(run.error)) for run in t.runs()] == [("retrying", "the other side is away")]
+
+
+def test_a_run_that_is_cut_off_has_no_error_of_its_task(shop: Shop) -> None:
+    shop.fails = 1
+    with shop.app.testing(at=AT) as t:
+        t.takes(shop.flaky, "5m")
+        shop.flaky.delay()
+        t.advance("1m")
+        t.stop_worker()
+
+        assert [(run.state, run.error) for run in t.runs()] == [("released", None)]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception])
+def test_what_is_meant_for_the_test_comes_out_of_a_task(shop: Shop, end: type[BaseException]) -> None:
+    def interrupted() -> None:
+        raise end("here")
+
+    task = shop.app.task(name="interrupted")(interrupted)
+    with shop.app.testing() as t:
+        handle = task.delay()
+        with pytest.raises(end):
+            t.drain()
+        assert handle.state == "queued"
+
+
+def test_a_task_that_wants_to_end_its_process_has_failed_as_in_production(shop: Shop) -> None:
+    leaves = shop.app.task(name="leaves")(lambda: sys.exit(3))
+    with shop.app.testing() as t:
+        leaves.delay()
+        assert states(t.drain()) == ["retrying"]
+
+
 def test_what_steers_a_job_is_no_error(shop: Shop) -> None:
     steps: Iterator[Exception] = iter([Retry(after="5s"), Snooze("1h"), Cancel("enough")])
 

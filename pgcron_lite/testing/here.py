@@ -53,9 +53,8 @@ class Here(Slots):
         job = self._waiting.popleft()[0]
         run = Run(job, now)
         ended = self._run(job)
-        run.error = ended.error
         if isinstance(ended.error, Crash):
-            run.state = "crashed"
+            run.state, run.error = "crashed", ended.error
         elif span is None:
             self._end(run, self._dated(ended, now, 0.0))
         else:
@@ -63,11 +62,14 @@ class Here(Slots):
             heapq.heappush(self._under_way, (now + span, next(self._numbers), run, ended))
         return run
 
-    def end_until(self, now: datetime) -> None:
+    def end_until(self, now: datetime) -> list[Run]:
         """End what has lasted for long enough."""
+        over = []
         while self._under_way and self._under_way[0][0] <= now:
             _, _, run, ended = heapq.heappop(self._under_way)
             self._end(run, ended)
+            over.append(run)
+        return over
 
     def give_up(self, state: Came) -> None:
         """What is under way never ends here."""
@@ -89,7 +91,7 @@ class Here(Slots):
         return Ended(ended.job, outcome, seconds, ended.error)
 
     def _end(self, run: Run, ended: Ended) -> None:
-        run.state = _came_to(ended)
+        run.state, run.error = _came_to(ended), ended.error
         self.ended.append(ended)
 
 
