@@ -1124,6 +1124,21 @@ def test_inline_runs_after_your_commit_and_never_after_a_rollback(shop: Shop, pg
         assert (t.enqueued(), states(t.runs())) == ([], ["done"] * 3)
 
 
+def test_each_app_and_each_block_on_a_connection_hears_of_its_commit(shop: Shop, pg_url: str) -> None:
+    other = Shop()
+    with psycopg.connect(pg_url) as conn:
+        with contextlib.suppress(ZeroDivisionError), shop.app.testing(url=pg_url, inline=True):
+            shop.send.options(conn=conn).delay("of a test that failed")
+            raise ZeroDivisionError
+
+        with shop.app.testing(url=pg_url, inline=True), other.app.testing(url=pg_url, inline=True):
+            shop.flaky.options(conn=conn).delay()
+            other.app.task(name="theirs")(lambda: other.did.append("theirs")).options(conn=conn).delay()
+            conn.commit()
+
+            assert (shop.did, other.did) == (["of a test that failed", 1], ["theirs"])
+
+
 def test_a_task_may_use_the_connection_whose_commit_it_follows(shop: Shop, pg_url: str) -> None:
     with shop.app.testing(url=pg_url, inline=True, raises=True), psycopg.connect(pg_url) as conn:
 
