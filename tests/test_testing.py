@@ -526,7 +526,9 @@ def test_an_assertion_that_fails_lists_what_is_there(shop: Shop) -> None:
         "no job like this waits: send(to='a', urgent=False) in queue 'mail', due 2h after it was enqueued",
         "of this task there wait:",
         "  #4 (to='b', urgent=False), queue 'mail', due at once",
+        "    differs in to: 'b', not 'a'; due: at once, not 2h after it was enqueued",
         "  #5 (to='a', urgent=False), queue 'bulk', due 1h after it was enqueued (2026-03-01 13:00:00+00:00)",
+        "    differs in queue: 'bulk', not 'mail'; due: 1h after it was enqueued, not 2h after it was enqueued",
         "it has run already:",
         '  send#2 (attempt 1/5) done, 2026-03-01 12:00:00 UTC {"to":"done"}',
     ]
@@ -544,10 +546,32 @@ def test_a_question_that_cannot_be_right_is_refused(shop: Shop) -> None:
             t.runs("nightley")
 
 
+def test_an_assertion_that_fails_shows_what_comes_closest_first(shop: Shop) -> None:
+    moved = shop.app.task(name="moved")(lambda queue: None)
+    with shop.app.testing(at=AT) as t:
+        for number in range(30):
+            shop.send.delay(f"{number}")
+        shop.send.delay("a", urgent=True)
+        with pytest.raises(AssertionError) as urgent:
+            t.assert_enqueued(shop.send, "a")
+        moved.delay("mail")
+        with pytest.raises(AssertionError) as taken:
+            t.assert_enqueued(moved, queue="mail")
+
+    lines = str(urgent.value).splitlines()
+    assert lines[2:4] == [
+        "  #1 (to='0', urgent=False), queue 'mail', due at once", "    differs in to: '0', not 'a'",
+    ]  # fmt: skip
+    assert lines[-1] == "  … and 11 more"
+    assert str(taken.value).splitlines()[-1] == (
+        "queue= is the job's own; an argument of moved that is called queue goes by position"
+    )
+
+
 def test_what_a_schedule_has_planned_is_not_taken_for_a_call(shop: Shop) -> None:
     nightly = shop.noted()
     with shop.app.testing(at=AT) as t:
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match=r"'nightly' has planned it.*t\.enqueued\(schedule='nightly'\)"):
             t.assert_enqueued(nightly)
         assert t.enqueued() == []
         assert [job.execute_after for job in t.enqueued(schedule="nightly")] == [START + 14.5 * HOUR]

@@ -172,7 +172,8 @@ class Stage:
         for job in waiting:
             if wanted.fits(job):
                 return job
-        raise AssertionError(wanted.missed(waiting, self._block.runs))
+        planned = [job for job in self.store.find(states=["queued"], limit=_ALL) if plan.SCHEDULE in job.headers]
+        raise AssertionError(wanted.missed(waiting, planned, self._block.runs))
 
     # Workers
 

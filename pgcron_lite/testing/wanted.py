@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from .. import moment
+from .. import moment, plan
 from ..errors import PayloadError
 from ..job import Job
 from ..task import Due, Task
@@ -37,44 +37,73 @@ class Wanted:
         self._queue = queue
 
     def fits(self, job: Job) -> bool:
-        return (
-            job.task == self._task.name
-            and (self._queue is None or job.queue == self._queue)
-            and (self._due is None or self._is_due_then(job))
-            and (self._call is None or self._call == call_of(self._task, job.args))
-        )
+        return job.task == self._task.name and not self._differences(job)
 
-    def missed(self, here: Sequence[Job], runs: Sequence[Run]) -> str:
-        """What was asked for, and what there is instead."""
-        same = [job for job in here if job.task == self._task.name]
+    def missed(self, waiting: Sequence[Job], planned: Sequence[Job], runs: Sequence[Run]) -> str:
+        """What was asked for, and what there is instead: jobs that wait, or that schedules have planned, and runs."""
+        same = [job for job in waiting if job.task == self._task.name]
         lines = [f"no job like this waits: {self}"]
         if same:
-            lines += ["of this task there wait:", *_shown([line_of(self._task, job) for job in same])]
-        elif here:
-            lines += ["there wait, of other tasks:", *_shown([f"{job.task} {job.args}" for job in here])]
+            # Those that come closest first, and otherwise the oldest.
+            same.sort(key=self._distance)
+            lines += ["of this task there wait:", *_shown([self._line(job) for job in same])]
+        elif waiting:
+            lines += ["there wait, of other tasks:", *_shown([f"{job.task} {job.args}" for job in waiting])]
         else:
             lines.append("no job waits at all")
+        for name in sorted({job.headers[plan.SCHEDULE] for job in planned if job.task == self._task.name}):
+            lines.append(f"schedule {name!r} has planned it, which does not count: t.enqueued(schedule={name!r})")
         done = [run for run in runs if run.task == self._task.name]
         if done:
             lines += ["it has run already:", *_shown([f"{run} {run.job.args}" for run in done])]
-        return "\n".join(lines)
+        return "\n".join(lines + self._mistaken())
 
     def __str__(self) -> str:
         told = self._task.name
         told += "(…)" if self._call is None else f"({_spelled(self._call)})"
         if self._queue is not None:
             told += f" in queue {self._queue!r}"
-        if isinstance(self._due, timedelta):
-            told += f", due {moment.spoken(self._due)} after it was enqueued"
-        elif self._due is not None:
-            told += f", due {self._due.isoformat(' ')}"
-        return told
+        return told if self._due is None else f"{told}, due {_when(self._due)}"
 
-    def _is_due_then(self, job: Job) -> bool:
-        assert self._due is not None
-        if isinstance(self._due, datetime):
-            return job.execute_after == self._due
-        return job.execute_after - job.created_at == self._due
+    def _differences(self, job: Job) -> list[str]:
+        """What would have to be otherwise for this job of the task to be the one."""
+        found = [] if self._call is None else self._other_arguments(job)
+        if self._queue is not None and job.queue != self._queue:
+            found.append(f"queue: {job.queue!r}, not {self._queue!r}")
+        if isinstance(self._due, datetime) and job.execute_after != self._due:
+            found.append(f"due: {_when(job.execute_after)}, not {_when(self._due)}")
+        elif isinstance(self._due, timedelta) and _ahead(job) != self._due:
+            found.append(f"due: {_when(_ahead(job))}, not {_when(self._due)}")
+        return found
+
+    def _other_arguments(self, job: Job) -> list[str]:
+        call = call_of(self._task, job.args)
+        if call is None or self._call is None:
+            return [f"arguments: {self._task.name}{inspect.signature(self._task.function)} does not take them"]
+        return [f"{name}: {call[name]!r}, not {value!r}" for name, value in self._call.items() if call[name] != value]
+
+    def _distance(self, job: Job) -> int:
+        return len(self._differences(job))
+
+    def _line(self, job: Job) -> str:
+        call = call_of(self._task, job.args)
+        told = f"#{job.id} {job.args if call is None else '(' + _spelled(call) + ')'}, queue {job.queue!r}"
+        told += f", due {_when(_ahead(job))}"
+        if _ahead(job):
+            told += f" ({_when(job.execute_after)})"
+        if job.attempt:
+            told += f", attempt {job.attempt + 1}: {job.error}"
+        return f"{told}\n    differs in {'; '.join(self._differences(job))}"
+
+    def _mistaken(self) -> list[str]:
+        """The options of ours that may have been meant for the task."""
+        given = {"queue": self._queue, "execute_after": self._due}
+        parameters = inspect.signature(self._task.function).parameters
+        return [
+            f"{name}= is the job's own; an argument of {self._task.name} that is called {name} goes by position"
+            for name, value in given.items()
+            if value is not None and name in parameters
+        ]
 
 
 def call_of(task: Task[..., Any], text: str) -> dict[str, Any] | None:
@@ -88,14 +117,16 @@ def call_of(task: Task[..., Any], text: str) -> dict[str, Any] | None:
     return dict(bound.arguments)
 
 
-def line_of(task: Task[..., Any], job: Job) -> str:
-    call = call_of(task, job.args)
-    told = f"#{job.id} {job.args if call is None else '(' + _spelled(call) + ')'}, queue {job.queue!r}"
-    ahead = job.execute_after - job.created_at
-    told += f", due {moment.spoken(ahead)} after it was enqueued" if ahead > timedelta(0) else ", due at once"
-    if ahead > timedelta(0):
-        told += f" ({job.execute_after.isoformat(' ')})"
-    return told + (f", attempt {job.attempt + 1}: {job.error}" if job.attempt else "")
+def _ahead(job: Job) -> timedelta:
+    return job.execute_after - job.created_at
+
+
+def _when(due: timedelta | datetime) -> str:
+    if isinstance(due, datetime):
+        return due.isoformat(" ")
+    if due < timedelta(0):
+        return f"{moment.spoken(-due)} before it was enqueued"
+    return f"{moment.spoken(due)} after it was enqueued" if due else "at once"
 
 
 def _spelled(call: Mapping[str, Any]) -> str:
