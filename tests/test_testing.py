@@ -187,8 +187,8 @@ def test_a_block_that_has_ended_says_so(shop: Shop) -> None:
         shop.send.delay("x")
         t.drain()
 
-    assert states(t.runs()) == ["done"]
-    for ask in (t.drain, t.enqueued, t.stop_worker, lambda: t.advance("1d")):
+    assert states(t.runs()) == states(t.runs("send")) == ["done"]
+    for ask in (t.drain, t.enqueued, t.stop_worker, lambda: t.advance("1d"), lambda: t.runs("sent")):
         with pytest.raises(PgCronError, match="has ended"):
             ask()
 
@@ -546,6 +546,24 @@ def test_a_question_that_cannot_be_right_is_refused(shop: Shop) -> None:
             t.runs("nightley")
 
 
+def test_no_list_of_nothing_is_given_for_a_name_that_nobody_has(shop: Shop) -> None:
+    other = PgCron("other", url="memory://").task(name="others")(lambda: None)
+    shop.noted()
+    with shop.app.testing() as t:
+        for ask in (lambda: t.enqueued(schedule="nightley"), lambda: t.ticks("nightley")):
+            with pytest.raises(UnknownSchedule, match="did you mean 'nightly'"):
+                ask()
+        with pytest.raises(UnknownTask, match="others"):
+            t.runs(other)
+        for ask in (lambda: t.runs(5), lambda: t.enqueued(len), lambda: t.takes(None, 1), lambda: t.ticks(shop.send)):
+            with pytest.raises(OptionError, match=r"expected (a task of <PgCron 'shop'>|the name of a schedule)"):
+                ask()
+        shop.app.cron("0 * * * *", name="hourly")(shop.flaky)
+        assert (t.enqueued(schedule="hourly"), t.ticks("hourly"), t.runs("hourly")) == ([], [], [])
+        with pytest.raises(UnknownTask, match="'hourly' on app 'shop': that is a schedule, of task 'flaky'"):
+            t.takes("hourly", "1h")
+
+
 def test_an_assertion_that_fails_shows_what_comes_closest_first(shop: Shop) -> None:
     moved = shop.app.task(name="moved")(lambda queue: None)
     with shop.app.testing(at=AT) as t:
@@ -659,6 +677,8 @@ def test_a_time_that_cannot_be_is_refused(shop: Shop, options: dict[str, Any], s
         ((), None, "takes a duration"),
         (("1d",), "2027-01-01", "takes a duration"),
         (("soon",), None, "is not a duration"),
+        (("2026-03-02",), None, r"that is a moment, not a duration: advance\(to='2026-03-02'\)"),
+        ((datetime(2026, 3, 2),), None, r"advance\(to=datetime"),
         ((-5,), None, "is negative"),
         ((), "2026-02-01", "time goes forward"),
     ],
@@ -957,6 +977,15 @@ def test_a_clock_that_is_frozen_no_longer_is_noticed(shop: Shop) -> None:
 
     with pytest.raises(OptionError, match="Is it still active"):
         shop.app.testing(at=AT, clock=frozen)
+
+
+def test_a_clock_that_was_moved_back_is_noticed(shop: Shop) -> None:
+    with freeze_time("2026-03-01 12:00") as frozen, shop.app.testing(clock=frozen) as t:
+        t.advance("1h")
+        frozen.move_to("2026-03-01 12:30")
+
+        with pytest.raises(OptionError, match=r"shows 2026-03-01 12:30:00 UTC, and it was 2026-03-01 13:00:00 UTC"):
+            t.drain()
 
 
 @pytest.mark.parametrize("freeze", [lambda: freeze_time(AT), lambda: time_machine.travel(START, tick=False)])

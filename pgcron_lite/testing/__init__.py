@@ -2,7 +2,7 @@
 
 `stage` is what a test can do in the `block`. There one worker after the other fills a `post`, a `crank` turns it, its
 slots run jobs `here`, and `turns` are taken by the threads that may. The `timeline` keeps the time, the `outlook`
-knows what happens next, and `passage` goes there. A test looks at each `run`, and is told which job that
+knows what happens next, and `passage` goes there. A test asks by `names`, sees each `run`, and is told which job that
 it `wanted` is missing and which `obstacle` one has met. `commits` notices the end of your transactions, `databases`
 makes real ones. Nothing is loaded before it is asked for: pytest imports the `plugin` in every run, of whatever tests.
 """

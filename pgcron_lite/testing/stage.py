@@ -24,6 +24,7 @@ from . import commits
 from .block import Block, settings_of
 from .crank import Crank
 from .here import Crash
+from .names import Names
 from .obstacle import obstacle
 from .run import Run
 from .timeline import Timeline
@@ -67,6 +68,7 @@ class Stage:
         elif at is not None or clock is not None:
             raise OptionError(f"at= and clock=: {_REAL_TIME}")
         self._block = Block(app, self._timeline, in_force, schedules)
+        self._names = Names(app, self._block)
 
     def __repr__(self) -> str:
         where = "on a database" if self._timeline is None else f"{self.now:%Y-%m-%d %H:%M:%S %Z}"
@@ -109,7 +111,7 @@ class Stage:
         The function is called when the run begins; how it ends is written when it is over.
         """
         self._movable("takes()")
-        self._block.crank.spans[self._known(task).name] = moment.duration(span, name="takes")
+        self._block.crank.spans[self._names.task(task).name] = moment.duration(span, name="takes")
 
     # Running
 
@@ -129,19 +131,16 @@ class Stage:
         """What has run in this block, the oldest first: of a schedule by its name, of a task, or all of it."""
         if of is None:
             return list(self._block.runs)
-        if isinstance(of, Task):
-            return [run for run in self._block.runs if run.task == of.name]
-        if of not in self.app.declared and of not in {run.schedule for run in self._block.runs}:
-            if of in self.app.tasks:
-                return [run for run in self._block.runs if run.task == of]
-            self.app.schedules.get(of)  # raises, and suggests the near miss
-        return [run for run in self._block.runs if run.schedule == of]
+        if isinstance(of, str) and (of not in self.app.tasks or self._names.is_schedule(of)):
+            name = self._names.schedule(of)
+            return [run for run in self._block.runs if run.schedule == name]
+        name = self._names.task(of).name
+        return [run for run in self._block.runs if run.task == name]
 
     def ticks(self, schedule: str) -> list[TickView]:
         """What became of the ticks of a schedule that have come, the oldest first: those left out say why."""
-        self.app.schedules.get(schedule)
-        now = self.store.now()
-        return [view for view in reversed(self.store.ticks(schedule, limit=_ALL)) if view.due_at <= now]
+        now, views = self.store.now(), self.store.ticks(self._names.schedule(schedule), limit=_ALL)
+        return [view for view in reversed(views) if view.due_at <= now]
 
     # Looking
 
@@ -149,9 +148,10 @@ class Stage:
         self, task: Task[..., Any] | str | None = None, *, queue: str | None = None, schedule: str | None = None
     ) -> list[Job]:
         """The jobs that wait, due or not, the oldest first. Those that schedules have planned only by `schedule`."""
-        name = None if task is None else self._known(task).name
+        name = None if task is None else self._names.task(task).name
+        planned_by = None if schedule is None else self._names.schedule(schedule)
         waiting = self.store.find(states=["queued"], task=name, queue=queue, limit=_ALL)
-        return [job for job in reversed(waiting) if job.headers.get(plan.SCHEDULE) == schedule]
+        return [job for job in reversed(waiting) if job.headers.get(plan.SCHEDULE) == planned_by]
 
     def assert_enqueued(
         self,
@@ -167,7 +167,7 @@ class Stage:
         A duration as `execute_after` counts from when the job was enqueued. What schedules have planned does not count.
         """
         __tracebackhide__ = True
-        wanted = Wanted(self._known(task), args, kwargs, execute_after, queue, self.app.settings.payload_limit)
+        wanted = Wanted(self._names.task(task), args, kwargs, execute_after, queue, self.app.settings.payload_limit)
         waiting = self.enqueued()
         for job in waiting:
             if wanted.fits(job):
@@ -255,6 +255,3 @@ class Stage:
         if self._timeline is None:
             raise OptionError(f"{what}: {why}{_REAL_TIME}")
         return self._timeline
-
-    def _known(self, task: Task[..., Any] | str) -> Task[..., Any]:
-        return self.app.find_task(task.name if isinstance(task, Task) else task)

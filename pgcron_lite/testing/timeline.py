@@ -6,6 +6,7 @@ Python's own clock with freezegun or time-machine, that one is led along.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as calendar
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
@@ -17,6 +18,8 @@ from ..retry import Duration
 
 # Machines take a clock that shows 0 for one that has never been looked at.
 FIRST_SECOND = 1_000_000.0
+# A frozen clock may tick a little.
+_NEAR = timedelta(seconds=1)
 
 
 class Timeline:
@@ -56,8 +59,15 @@ class Timeline:
 
     def follow(self) -> None:
         """Take over the time to which the test has moved its frozen clock without telling us, if it has."""
-        there = self.look()
-        if there != self._now:
+        if self._frozen is None:
+            return
+        there = _system_now()
+        if there < self._now - _NEAR:
+            raise OptionError(
+                f"clock={self._frozen!r}: datetime.now() shows {in_utc(there)}, and it was {in_utc(self._now)} already;"
+                " time goes forward. Was it moved back, or frozen anew within the block?"
+            )
+        if there > self._now:
             self.move(there)
 
     def target(self, span: Duration | None, to: str | datetime | None) -> datetime:
@@ -65,7 +75,7 @@ class Timeline:
         if (span is None) == (to is None):
             raise OptionError('advance() takes a duration, advance("1d"), or a moment, advance(to="2026-03-29 12:00")')
         if span is not None:
-            return self._now + moment.duration(span, name="advance")
+            return self._now + _span(span)
         assert to is not None
         wanted = read(to, self._tz, name="to")
         if wanted < self._now:
@@ -75,11 +85,28 @@ class Timeline:
 
     def _lead(self) -> None:
         self._frozen.move_to(self._now)
-        if abs(_system_now() - self._now) > timedelta(seconds=1):
+        if abs(_system_now() - self._now) > _NEAR:
             raise OptionError(
                 f"clock={self._frozen!r}: datetime.now() does not follow it. Is it still active? Enter app.testing()"
                 " inside the block that freezes the time."
             )
+
+
+def _span(value: Duration) -> timedelta:
+    try:
+        return moment.duration(value, name="advance")
+    except OptionError:
+        if _is_moment(value):
+            raise OptionError(f"advance({value!r}): that is a moment, not a duration: advance(to={value!r})") from None
+        raise
+
+
+def _is_moment(value: object) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, datetime)
+    with contextlib.suppress(ValueError):
+        return bool(datetime.fromisoformat(value))
+    return False
 
 
 def read(value: str | datetime, tz: tzinfo, *, name: str) -> datetime:
