@@ -453,8 +453,29 @@ def test_waiting_for_what_does_not_end_says_why(shop: Shop) -> None:
         with pytest.raises(WaitTimeout, match=r"nested#.* waits for it"):
             t.drain(raises=True)
         shop.app.store.pause("mail")
-        with pytest.raises(WaitTimeout, match="its queue is paused"):
+        with pytest.raises(WaitTimeout, match="its queue 'mail' is paused"):
             shop.send.delay("z").result()
+
+
+def test_what_a_job_waits_for_is_named(shop: Shop) -> None:
+    gone = shop.app.task(name="gone")(lambda: None)
+    with shop.app.testing(at=AT, slots=1) as t:
+        left = gone.delay()
+        del shop.app.tasks["gone"]
+        with pytest.raises(WaitTimeout, match="no task named 'gone' is registered on <PgCron 'shop'>"):
+            left.wait()
+        t.takes(shop.send, "1h")
+        first, second = shop.send.map([("a",), ("b",)])
+        with pytest.raises(WaitTimeout, match="it lasts for longer"):
+            first.wait()
+        with pytest.raises(WaitTimeout, match="every slot has a run that lasts"):
+            second.wait()
+        t.crash_worker()
+        with pytest.raises(WaitTimeout, match="has died, and it is rescued after a lease"):
+            first.wait()
+        t.stop_worker()
+        with pytest.raises(WaitTimeout, match=r"stopped; t\.start_worker"):
+            second.wait()
 
 
 def test_a_task_cannot_turn_its_own_worker(shop: Shop) -> None:
@@ -479,7 +500,9 @@ def test_a_thread_of_the_test_takes_its_turn_after_another(shop: Shop) -> None:
         thread = threading.Thread(target=t.drain)
         thread.start()
         assert begun.wait(30)
-        shop.send.delay("after")
+        after = shop.send.delay("after")
+        with pytest.raises(WaitTimeout, match=r"another thread runs slow#1 "):
+            after.result()
         threading.Timer(0.05, go.set).start()
         t.drain()
         thread.join(30)

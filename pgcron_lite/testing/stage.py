@@ -228,7 +228,7 @@ class Stage:
             self.drain()
             job = handle.job()
         if not job.is_final:
-            why = obstacle(job, turns.serving, self._block.crank.post, self.store.now(), self._tz)
+            why = turns.obstacle or obstacle(job, self.app, self._block.crank.post, self.store.now(), self._tz)
             raise WaitTimeout(f"{job} is still {job.state}, and in a test nobody else goes on with it: {why}")
 
     def _run_inline(self) -> None:

@@ -19,6 +19,15 @@ class Turns:
         self._lock = threading.RLock()
         self._holder: int | None = None
 
+    @property
+    def obstacle(self) -> str:
+        """What keeps others from running now, if something does."""
+        if self.serving is None:
+            return ""
+        if self._is_mine:
+            return f"{self.serving} waits for it, and it runs after that"
+        return f"another thread runs {self.serving}, and it runs after that"
+
     @contextlib.contextmanager
     def taken(self, what: str) -> Iterator[None]:
         """The turn, for `what`; from within it may be taken again, but not from within a task."""
