@@ -5,6 +5,7 @@ An app is explicit; there may be several in one process. Constructing one stores
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -325,6 +326,23 @@ class PgCron:
             self, at=at, tz=tz, clock=clock, inline=inline, raises=raises, schedules=schedules, **settings
         )
 
+    @contextlib.contextmanager
+    def under_test(self, stage: Stage, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Stand on `stage`, with a queue of its own and these settings before all others. Then it is as it was."""
+        before = self._store, self._settings
+        self._stand(stage, ("testing()", settings), None, None)
+        try:
+            yield
+        finally:
+            opened = self._store
+            self._stand(None, ("", {}), *before)
+            if opened is not None:
+                opened.close()
+
+    def reread_settings(self) -> None:
+        """Read the settings anew at the next use: whoever has read them is not the one that setting up comes before."""
+        self._settings = None
+
     def run_worker(self, **options: Any) -> None:
         """Run a worker until it is told to stop, then exit the process. See `process.WorkerOptions`."""
         from . import process
@@ -341,6 +359,16 @@ class PgCron:
         """Close, and read the settings anew at the next use. Tasks and hooks stay; a queue in memory is gone."""
         self.close()
         self._store = self._settings = None
+
+    def _stand(
+        self,
+        stage: Stage | None,
+        overruling: tuple[str, Mapping[str, Any]],
+        store: Store | None,
+        settings: config.Settings | None,
+    ) -> None:
+        self.stage, self._overruling = stage, overruling
+        self._store, self._settings = store, settings
 
     def _read_settings(self) -> config.Settings:
         source, configured = self._configured or ("", {})

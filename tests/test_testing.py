@@ -21,10 +21,12 @@ import sqlalchemy
 import time_machine
 from freezegun import freeze_time
 from sqlalchemy.orm import Session
+from support import eventually
 
 import pgcron_lite
 from pgcron_lite import Backoff, Cancel, PgCron, Retry, Snooze, current_job
 from pgcron_lite.errors import (
+    ConfigError,
     JobFailed,
     OptionError,
     PgCronError,
@@ -37,7 +39,7 @@ from pgcron_lite.errors import (
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.process import run_worker
 from pgcron_lite.testing import Run
-from pgcron_lite.testing.stage import MOST_AT_ONCE
+from pgcron_lite.testing.crank import MOST_AT_ONCE
 
 BERLIN = ZoneInfo("Europe/Berlin")
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -185,10 +187,72 @@ def test_a_block_that_has_ended_says_so(shop: Shop) -> None:
         shop.send.delay("x")
         t.drain()
 
-    assert states(t.runs()) == ["done"]
-    for ask in (t.drain, t.enqueued, lambda: t.advance("1d")):
+    assert states(t.runs()) == states(t.runs("send")) == ["done"]
+    for ask in (t.drain, t.enqueued, t.stop_worker, lambda: t.advance("1d"), lambda: t.runs("sent")):
         with pytest.raises(PgCronError, match="has ended"):
             ask()
+
+
+def test_a_block_that_has_not_begun_says_so(shop: Shop) -> None:
+    t = shop.app.testing()
+
+    for ask in (t.drain, t.enqueued, t.stop_worker, t.start_worker, t.crash_worker, lambda: t.takes(shop.send, "1h")):
+        with pytest.raises(PgCronError, match=r"not begun: write with app\.testing"):
+            ask()
+
+
+def test_a_block_begins_once(shop: Shop) -> None:
+    block = shop.app.testing()
+    with block as t:
+        shop.send.delay("x")
+        t.drain()
+
+    with pytest.raises(PgCronError, match=r"call app\.testing\(\) again"), block:
+        pytest.fail("what has run before is in it")
+    assert shop.app.stage is None
+
+
+@pytest.mark.parametrize("settings", [{"url": None}, {"url": ""}, {"database_url": None}])
+def test_a_url_that_is_missing_is_not_taken_for_that_of_the_app(shop: Shop, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected the URL of a database for tests"):
+        shop.app.testing(**settings)
+
+
+def test_a_block_whose_test_has_left_a_thread_behind_ends_and_says_so(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgcron_lite.testing.block.LEAVE_SECONDS", 0.05)
+    begun, go = threading.Event(), threading.Event()
+
+    @shop.app.task(name="stuck")
+    def stuck() -> None:
+        begun.set()
+        go.wait(30)
+
+    def fail(error: Exception | None) -> None:
+        with shop.app.testing() as t:
+            stuck.delay()
+            shop.send.delay("after")
+            thread = threading.Thread(target=t.drain)
+            threads.append(thread)
+            thread.start()
+            assert begun.wait(30)
+            if error is not None:
+                raise error
+
+    threads: list[threading.Thread] = []
+    try:
+        with pytest.raises(PgCronError, match=r"another thread runs stuck#1 .*: join the threads"):
+            fail(None)
+        begun.clear()
+        with pytest.raises(ZeroDivisionError):
+            fail(ZeroDivisionError())
+        assert (shop.app.stage, shop.app._store) == (None, None)
+    finally:
+        go.set()
+        for thread in threads:
+            thread.join(30)
+    assert shop.did == []  # their worker is gone
 
 
 def test_the_settings_of_a_flask_app_come_in_the_block_as_well(shop: Shop) -> None:
@@ -292,6 +356,52 @@ def test_errors_come_out_of_every_call_of_a_block_that_says_so(shop: Shop) -> No
         assert states(t.advance("1m")) == ["done"]
 
 
+def test_the_error_of_a_run_that_lasts_comes_out_when_it_is_over(shop: Shop) -> None:
+    shop.fails = 1
+    with shop.app.testing(at=AT, raises=True) as t:
+        t.takes(shop.flaky, "5m")
+        handle = shop.flaky.delay()
+        t.advance("4m")
+        assert [(run.state, run.error) for run in t.runs()] == [("running", None)]
+
+        with pytest.raises(ConnectionError):
+            t.advance("1h")
+
+        assert (t.now, handle.state) == (START + 5 * MINUTE, "queued")
+        assert [(run.state, str(run.error)) for run in t.runs()] == [("retrying", "the other side is away")]
+
+
+def test_a_run_that_is_cut_off_has_no_error_of_its_task(shop: Shop) -> None:
+    shop.fails = 1
+    with shop.app.testing(at=AT) as t:
+        t.takes(shop.flaky, "5m")
+        shop.flaky.delay()
+        t.advance("1m")
+        t.stop_worker()
+
+        assert [(run.state, run.error) for run in t.runs()] == [("released", None)]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception])
+def test_what_is_meant_for_the_test_comes_out_of_a_task(shop: Shop, end: type[BaseException]) -> None:
+    def interrupted() -> None:
+        raise end("here")
+
+    task = shop.app.task(name="interrupted")(interrupted)
+    with shop.app.testing() as t:
+        handle = task.delay()
+        with pytest.raises(end):
+            t.drain()
+        assert handle.state == "queued"
+
+
+def test_a_task_that_wants_to_end_its_process_has_failed_as_in_production(shop: Shop) -> None:
+    leaves = shop.app.task(name="leaves")(lambda: sys.exit(3))
+    with shop.app.testing() as t:
+        leaves.delay()
+        assert states(t.drain()) == ["retrying"]
+
+
 def test_what_steers_a_job_is_no_error(shop: Shop) -> None:
     steps: Iterator[Exception] = iter([Retry(after="5s"), Snooze("1h"), Cancel("enough")])
 
@@ -308,7 +418,7 @@ def test_what_steers_a_job_is_no_error(shop: Shop) -> None:
 
 
 def test_a_circle_that_takes_no_time_is_found(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgcron_lite.testing.stage.MOST_AT_ONCE", 50)
+    monkeypatch.setattr("pgcron_lite.testing.crank.MOST_AT_ONCE", 50)
     assert MOST_AT_ONCE > 10_000
 
     @shop.app.task(name="again")
@@ -343,8 +453,29 @@ def test_waiting_for_what_does_not_end_says_why(shop: Shop) -> None:
         with pytest.raises(WaitTimeout, match=r"nested#.* waits for it"):
             t.drain(raises=True)
         shop.app.store.pause("mail")
-        with pytest.raises(WaitTimeout, match="its queue is paused"):
+        with pytest.raises(WaitTimeout, match="its queue 'mail' is paused"):
             shop.send.delay("z").result()
+
+
+def test_what_a_job_waits_for_is_named(shop: Shop) -> None:
+    gone = shop.app.task(name="gone")(lambda: None)
+    with shop.app.testing(at=AT, slots=1) as t:
+        left = gone.delay()
+        del shop.app.tasks["gone"]
+        with pytest.raises(WaitTimeout, match="no task named 'gone' is registered on <PgCron 'shop'>"):
+            left.wait()
+        t.takes(shop.send, "1h")
+        first, second = shop.send.map([("a",), ("b",)])
+        with pytest.raises(WaitTimeout, match="it lasts for longer"):
+            first.wait()
+        with pytest.raises(WaitTimeout, match="every slot has a run that lasts"):
+            second.wait()
+        t.crash_worker()
+        with pytest.raises(WaitTimeout, match="has died, and it is rescued after a lease"):
+            first.wait()
+        t.stop_worker()
+        with pytest.raises(WaitTimeout, match=r"stopped; t\.start_worker"):
+            second.wait()
 
 
 def test_a_task_cannot_turn_its_own_worker(shop: Shop) -> None:
@@ -369,7 +500,9 @@ def test_a_thread_of_the_test_takes_its_turn_after_another(shop: Shop) -> None:
         thread = threading.Thread(target=t.drain)
         thread.start()
         assert begun.wait(30)
-        shop.send.delay("after")
+        after = shop.send.delay("after")
+        with pytest.raises(WaitTimeout, match=r"another thread runs slow#1 "):
+            after.result()
         threading.Timer(0.05, go.set).start()
         t.drain()
         thread.join(30)
@@ -416,7 +549,9 @@ def test_an_assertion_that_fails_lists_what_is_there(shop: Shop) -> None:
         "no job like this waits: send(to='a', urgent=False) in queue 'mail', due 2h after it was enqueued",
         "of this task there wait:",
         "  #4 (to='b', urgent=False), queue 'mail', due at once",
+        "    differs in to: 'b', not 'a'; due: at once, not 2h after it was enqueued",
         "  #5 (to='a', urgent=False), queue 'bulk', due 1h after it was enqueued (2026-03-01 13:00:00+00:00)",
+        "    differs in queue: 'bulk', not 'mail'; due: 1h after it was enqueued, not 2h after it was enqueued",
         "it has run already:",
         '  send#2 (attempt 1/5) done, 2026-03-01 12:00:00 UTC {"to":"done"}',
     ]
@@ -434,10 +569,50 @@ def test_a_question_that_cannot_be_right_is_refused(shop: Shop) -> None:
             t.runs("nightley")
 
 
+def test_no_list_of_nothing_is_given_for_a_name_that_nobody_has(shop: Shop) -> None:
+    other = PgCron("other", url="memory://").task(name="others")(lambda: None)
+    shop.noted()
+    with shop.app.testing() as t:
+        for ask in (lambda: t.enqueued(schedule="nightley"), lambda: t.ticks("nightley")):
+            with pytest.raises(UnknownSchedule, match="did you mean 'nightly'"):
+                ask()
+        with pytest.raises(UnknownTask, match="others"):
+            t.runs(other)
+        for ask in (lambda: t.runs(5), lambda: t.enqueued(len), lambda: t.takes(None, 1), lambda: t.ticks(shop.send)):
+            with pytest.raises(OptionError, match=r"expected (a task of <PgCron 'shop'>|the name of a schedule)"):
+                ask()
+        shop.app.cron("0 * * * *", name="hourly")(shop.flaky)
+        assert (t.enqueued(schedule="hourly"), t.ticks("hourly"), t.runs("hourly")) == ([], [], [])
+        with pytest.raises(UnknownTask, match="'hourly' on app 'shop': that is a schedule, of task 'flaky'"):
+            t.takes("hourly", "1h")
+
+
+def test_an_assertion_that_fails_shows_what_comes_closest_first(shop: Shop) -> None:
+    moved = shop.app.task(name="moved")(lambda queue: None)
+    with shop.app.testing(at=AT) as t:
+        for number in range(30):
+            shop.send.delay(f"{number}")
+        shop.send.delay("a", urgent=True)
+        with pytest.raises(AssertionError) as urgent:
+            t.assert_enqueued(shop.send, "a")
+        moved.delay("mail")
+        with pytest.raises(AssertionError) as taken:
+            t.assert_enqueued(moved, queue="mail")
+
+    lines = str(urgent.value).splitlines()
+    assert lines[2:4] == [
+        "  #1 (to='0', urgent=False), queue 'mail', due at once", "    differs in to: '0', not 'a'",
+    ]  # fmt: skip
+    assert lines[-1] == "  … and 11 more"
+    assert str(taken.value).splitlines()[-1] == (
+        "queue= is the job's own; an argument of moved that is called queue goes by position"
+    )
+
+
 def test_what_a_schedule_has_planned_is_not_taken_for_a_call(shop: Shop) -> None:
     nightly = shop.noted()
     with shop.app.testing(at=AT) as t:
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match=r"'nightly' has planned it.*t\.enqueued\(schedule='nightly'\)"):
             t.assert_enqueued(nightly)
         assert t.enqueued() == []
         assert [job.execute_after for job in t.enqueued(schedule="nightly")] == [START + 14.5 * HOUR]
@@ -525,6 +700,8 @@ def test_a_time_that_cannot_be_is_refused(shop: Shop, options: dict[str, Any], s
         ((), None, "takes a duration"),
         (("1d",), "2027-01-01", "takes a duration"),
         (("soon",), None, "is not a duration"),
+        (("2026-03-02",), None, r"that is a moment, not a duration: advance\(to='2026-03-02'\)"),
+        ((datetime(2026, 3, 2),), None, r"advance\(to=datetime"),
         ((-5,), None, "is negative"),
         ((), "2026-02-01", "time goes forward"),
     ],
@@ -825,6 +1002,15 @@ def test_a_clock_that_is_frozen_no_longer_is_noticed(shop: Shop) -> None:
         shop.app.testing(at=AT, clock=frozen)
 
 
+def test_a_clock_that_was_moved_back_is_noticed(shop: Shop) -> None:
+    with freeze_time("2026-03-01 12:00") as frozen, shop.app.testing(clock=frozen) as t:
+        t.advance("1h")
+        frozen.move_to("2026-03-01 12:30")
+
+        with pytest.raises(OptionError, match=r"shows 2026-03-01 12:30:00 UTC, and it was 2026-03-01 13:00:00 UTC"):
+            t.drain()
+
+
 @pytest.mark.parametrize("freeze", [lambda: freeze_time(AT), lambda: time_machine.travel(START, tick=False)])
 def test_nothing_hangs_when_the_clocks_are_frozen(freeze: Any, pg_url: str) -> None:
     for url in ("memory://", pg_url):
@@ -923,6 +1109,20 @@ def test_after_the_block_nobody_is_connected_and_no_worker_is_left(shop: Shop, p
     assert others == 0
 
 
+def test_a_connection_that_the_code_under_test_has_closed_is_not_left_open(
+    shop: Shop, pg_url: str, databases: Any
+) -> None:
+    with contextlib.suppress(ZeroDivisionError), shop.app.testing(url=pg_url) as t:
+        shop.app.close()
+        shop.send.delay("x")
+        assert len(t.drain()) == 1
+        shop.app.close()
+        raise ZeroDivisionError
+
+    eventually(lambda: not databases.visitors(pg_url))
+    assert repr(t) == "<'shop' under test, on a database>"
+
+
 def test_a_database_without_our_tables_is_refused(shop: Shop, empty_pg_url: str) -> None:
     with pytest.raises(PgCronError, match="pgcron migrate"), shop.app.testing(url=empty_pg_url):
         pytest.fail("the block has begun")
@@ -998,6 +1198,21 @@ def test_inline_runs_after_your_commit_and_never_after_a_rollback(shop: Shop, pg
             shop.send.options(conn=conn).delay("at once")
             assert shop.did[2:] == ["at once"]
         assert (t.enqueued(), states(t.runs())) == ([], ["done"] * 3)
+
+
+def test_each_app_and_each_block_on_a_connection_hears_of_its_commit(shop: Shop, pg_url: str) -> None:
+    other = Shop()
+    with psycopg.connect(pg_url) as conn:
+        with contextlib.suppress(ZeroDivisionError), shop.app.testing(url=pg_url, inline=True):
+            shop.send.options(conn=conn).delay("of a test that failed")
+            raise ZeroDivisionError
+
+        with shop.app.testing(url=pg_url, inline=True), other.app.testing(url=pg_url, inline=True):
+            shop.flaky.options(conn=conn).delay()
+            other.app.task(name="theirs")(lambda: other.did.append("theirs")).options(conn=conn).delay()
+            conn.commit()
+
+            assert (shop.did, other.did) == (["of a test that failed", 1], ["theirs"])
 
 
 def test_a_task_may_use_the_connection_whose_commit_it_follows(shop: Shop, pg_url: str) -> None:

@@ -1,8 +1,10 @@
 """Testing what an app does with its jobs and schedules: `with app.testing() as t:`, and the pytest plugin.
 
-`stage` is the block and what can be done in it, `timeline` its clock, `here` its slots, `asked` finds jobs, `commits`
-notices the end of your transactions, `databases` makes real ones. Nothing is loaded before it is asked for: pytest
-imports the plugin in every run, of whatever tests.
+`stage` is what a test can do in the `block`. There one worker after the other fills a `post`, a `crank` turns it, its
+slots run jobs `here`, and `turns` are taken by the threads that may. The `timeline` keeps the time, the `outlook`
+knows what happens next, and `passage` goes there. A test asks by `names`, sees each `run`, and is told which job that
+it `wanted` is missing and which `obstacle` one has met. `commits` notices the end of your transactions, `databases`
+makes real ones. Nothing is loaded before it is asked for: pytest imports the `plugin` in every run, of whatever tests.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .here import Run as Run
+    from .run import Run as Run
     from .stage import Stage as Stage
 
-_HOMES = {"Run": "here", "Stage": "stage"}
+_HOMES = {"Run": "run", "Stage": "stage"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,18 +14,24 @@ def after(conn: Any, do: Callable[[], None]) -> None:
     """Call `do` once the transaction on `conn` has ended: now, if there is none."""
     connection = _below(conn)
     if _is_idle(connection):
-        do()
-    elif not isinstance(connection.lock, _Watched):
-        connection.lock = _Watched(connection, do)
+        return do()
+    if not isinstance(connection.lock, _Watched):
+        connection.lock = _Watched(connection)
+    connection.lock.add(do)
 
 
 class _Watched:
     """A connection's lock that looks, each time it is free again, whether the transaction is over."""
 
-    def __init__(self, connection: Any, do: Callable[[], None]) -> None:
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._lock = connection.lock
-        self._do = do
+        self._to_do: list[Callable[[], None]] = []
+
+    def add(self, do: Callable[[], None]) -> None:
+        """Once, however often it is asked for. Others may ask as well: apps, and the next test on this connection."""
+        if do not in self._to_do:
+            self._to_do.append(do)
 
     def __enter__(self) -> Any:
         return self._lock.__enter__()
@@ -37,7 +43,8 @@ class _Watched:
         if self._connection.lock is self and _is_idle(self._connection):
             self._connection.lock = self._lock
             if error is None:
-                self._do()
+                for do in self._to_do:
+                    do()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lock, name)

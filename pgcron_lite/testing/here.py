@@ -5,60 +5,16 @@ from __future__ import annotations
 import contextvars
 import heapq
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
-from .. import execute, plan
+from .. import execute
 from ..clock import monotonic
-from ..execute import Ended, one_line
+from ..execute import Ended
 from ..job import Job
-from ..moment import in_utc
-from ..ping import Kind, Pings
-from ..retry import Steer
 from ..slots import Slots
-
-Came = Literal["running", "done", "failed", "cancelled", "retrying", "snoozed", "crashed", "released"]
-
-
-@dataclass(slots=True, repr=False)
-class Run:
-    """One attempt of a job: when it began, and what it came to. `error` is what the task has raised."""
-
-    job: Job
-    at: datetime
-    state: Came = "running"
-    error: BaseException | None = None
-
-    def __str__(self) -> str:
-        return f"{self.job} {self.state}, {in_utc(self.at)}" + (f": {one_line(self.error)}" if self.error else "")
-
-    def __repr__(self) -> str:
-        return f"<Run {self}>"
-
-    @property
-    def task(self) -> str:
-        return self.job.task
-
-    @property
-    def attempt(self) -> int:
-        return self.job.attempt
-
-    @property
-    def schedule(self) -> str | None:
-        """The name of the schedule it ran for, if it did."""
-        return self.job.headers.get(plan.SCHEDULE)
-
-    @property
-    def tick(self) -> datetime | None:
-        """The moment of its schedule that it ran for, in UTC."""
-        return plan.told(self.job.headers, plan.TICK)
-
-    @property
-    def is_trouble(self) -> bool:
-        """Did the task raise an error, rather than steer its job?"""
-        return self.error is not None and not isinstance(self.error, Steer)
+from .run import Came, Run
 
 
 class Crash(BaseException):
@@ -66,12 +22,12 @@ class Crash(BaseException):
 
 
 class Here(Slots):
-    """Places for jobs without threads. What has been put here begins with `serve`."""
+    """Places for jobs without threads. What has been put here begins with `begin`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # What runs for a while: until when, and then in the order in which it began.
-        self.under_way: list[tuple[datetime, int, Run, Ended]] = []
+        self._under_way: list[tuple[datetime, int, Run, Ended]] = []
         self._numbers = itertools.count()
 
     def put(self, *jobs: Job, since: float | None = None) -> None:
@@ -84,64 +40,59 @@ class Here(Slots):
         """The one that begins next."""
         return self._waiting[0][0]
 
+    @property
+    def next_end(self) -> datetime | None:
+        """When the first of the runs that last is over."""
+        return self._under_way[0][0] if self._under_way else None
+
     def close(self) -> None:
         """There are no threads."""
 
-    def serve(self, now: datetime, lasts: Callable[[Job], timedelta | None]) -> tuple[Run, Ended]:
-        """Run the job that is next. It has ended then, or will when it has lasted for as long as it does."""
+    def begin(self, now: datetime, span: timedelta | None) -> Run:
+        """Run the job that is next. It has ended then, or does when it has lasted for `span`, or its worker is dead."""
         job = self._waiting.popleft()[0]
         run = Run(job, now)
         ended = self._run(job)
-        span = lasts(job)
-        ended = self._dated(ended, now + (span or timedelta(0)), span)
-        run.error = ended.error
-        if span is not None:
-            heapq.heappush(self.under_way, (now + span, next(self._numbers), run, ended))
-        return run, ended
+        if isinstance(ended.error, Crash):
+            run.state, run.error = "crashed", ended.error
+        elif span is None:
+            self._end(run, self._dated(ended, now, 0.0))
+        else:
+            ended = self._dated(ended, now + span, span.total_seconds())
+            heapq.heappush(self._under_way, (now + span, next(self._numbers), run, ended))
+        return run
 
-    def ends(self, run: Run, ended: Ended) -> None:
-        """A run is over."""
-        run.state = _came_to(ended)
-        self.ended.append(ended)
-
-    def end_until(self, now: datetime) -> None:
+    def end_until(self, now: datetime) -> list[Run]:
         """End what has lasted for long enough."""
-        while self.under_way and self.under_way[0][0] <= now:
-            _, _, run, ended = heapq.heappop(self.under_way)
-            self.ends(run, ended)
+        over = []
+        while self._under_way and self._under_way[0][0] <= now:
+            _, _, run, ended = heapq.heappop(self._under_way)
+            self._end(run, ended)
+            over.append(run)
+        return over
 
     def give_up(self, state: Came) -> None:
         """What is under way never ends here."""
-        for _, _, run, _ in self.under_way:
+        for _, _, run, _ in self._under_way:
             run.state = state
-        self.under_way.clear()
+        self._under_way.clear()
 
     def _run(self, job: Job) -> Ended:
         # A context of its own, as in a worker: a task sees nothing of the test's.
         return contextvars.Context().run(execute.run, self._app, job, self._is_stopping, _no_luck)
 
-    def _dated(self, ended: Ended, now: datetime, span: timedelta | None) -> Ended:
-        """With the seconds that have passed on the clock of the test, and its time on the error."""
+    def _dated(self, ended: Ended, at: datetime, seconds: float) -> Ended:
+        """With the time and the seconds of the test's clock. On a server there is none, and what was measured stays."""
         outcome = ended.outcome
         if self._clock is monotonic:
             return ended
         if outcome.error is not None:
-            outcome = replace(outcome, error={**outcome.error, "at": now.isoformat()})
-        return Ended(ended.job, outcome, span.total_seconds() if span else 0.0, ended.error)
+            outcome = replace(outcome, error={**outcome.error, "at": at.isoformat()})
+        return Ended(ended.job, outcome, seconds, ended.error)
 
-
-class Noted(Pings):
-    """Reports to monitors that are noted and not sent."""
-
-    def __init__(self, sent: list[tuple[str, Kind, str]]) -> None:
-        super().__init__()
-        self._sent = sent
-
-    def send(self, url: str, kind: Kind, text: str = "") -> None:
-        self._sent.append((url, kind, text))
-
-    def close(self, seconds: float) -> None:
-        """Nothing is on its way."""
+    def _end(self, run: Run, ended: Ended) -> None:
+        run.state, run.error = _came_to(ended), ended.error
+        self.ended.append(ended)
 
 
 def _no_luck() -> float:

@@ -6,33 +6,34 @@ Python's own clock with freezegun or time-machine, that one is led along.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as calendar
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from .. import moment
 from ..errors import OptionError
 from ..moment import in_utc
 from ..retry import Duration
-from ..zone import zone
 
 # Machines take a clock that shows 0 for one that has never been looked at.
 FIRST_SECOND = 1_000_000.0
+# A frozen clock may tick a little.
+_NEAR = timedelta(seconds=1)
 
 
 class Timeline:
     """Says the same time until it is moved."""
 
-    def __init__(self, at: str | datetime | None, tz: str, clock: Any) -> None:
+    def __init__(self, at: str | datetime | None, tz: tzinfo, clock: Any) -> None:
         if clock is not None and not hasattr(clock, "move_to"):
             raise OptionError(
                 f"clock={clock!r}: expected what freezegun's freeze_time() or time_machine.travel() gives:"
                 " with freeze_time(...) as frozen, app.testing(clock=frozen) as t: ..."
             )
-        self.tz = ZoneInfo(zone(tz).name)
+        self._tz = tz
         self._frozen = clock
-        self._now = _system_now() if at is None else read(at, self.tz, name="at")
+        self._now = _system_now() if at is None else read(at, self._tz, name="at")
         self._start = self._now
         self._seconds = FIRST_SECOND
         if clock is not None:
@@ -46,43 +47,66 @@ class Timeline:
         """The same as a stopwatch."""
         return self._seconds
 
-    @property
-    def here(self) -> datetime:
-        """What the clock on the wall shows."""
-        return self._now.astimezone(self.tz)
-
     def move(self, to: datetime) -> None:
         self._now = to
         self._seconds = FIRST_SECOND + (to - self._start).total_seconds()
         if self._frozen is not None:
             self._lead()
 
-    def missing(self) -> datetime | None:
-        """Where the test has moved its frozen clock to without telling us, if it has."""
+    def look(self) -> datetime:
+        """What time it is if the test has moved its frozen clock meanwhile, which `follow` takes over."""
+        return self._now if self._frozen is None else max(self._now, _system_now())
+
+    def follow(self) -> None:
+        """Take over the time to which the test has moved its frozen clock without telling us, if it has."""
         if self._frozen is None:
-            return None
+            return
         there = _system_now()
-        return there if there > self._now else None
+        if there < self._now - _NEAR:
+            raise OptionError(
+                f"clock={self._frozen!r}: datetime.now() shows {in_utc(there)}, and it was {in_utc(self._now)} already;"
+                " time goes forward. Was it moved back, or frozen anew within the block?"
+            )
+        if there > self._now:
+            self.move(there)
 
     def target(self, span: Duration | None, to: str | datetime | None) -> datetime:
         """The moment that `advance` was asked to go to."""
         if (span is None) == (to is None):
             raise OptionError('advance() takes a duration, advance("1d"), or a moment, advance(to="2026-03-29 12:00")')
         if span is not None:
-            return self._now + moment.duration(span, name="advance")
+            return self._now + _span(span)
         assert to is not None
-        wanted = read(to, self.tz, name="to")
+        wanted = read(to, self._tz, name="to")
         if wanted < self._now:
-            raise OptionError(f"advance(to={to!r}): it is {self.here:%Y-%m-%d %H:%M:%S %Z} already; time goes forward")
+            here = self._now.astimezone(self._tz)
+            raise OptionError(f"advance(to={to!r}): it is {here:%Y-%m-%d %H:%M:%S %Z} already; time goes forward")
         return wanted
 
     def _lead(self) -> None:
         self._frozen.move_to(self._now)
-        if abs(_system_now() - self._now) > timedelta(seconds=1):
+        if abs(_system_now() - self._now) > _NEAR:
             raise OptionError(
                 f"clock={self._frozen!r}: datetime.now() does not follow it. Is it still active? Enter app.testing()"
                 " inside the block that freezes the time."
             )
+
+
+def _span(value: Duration) -> timedelta:
+    try:
+        return moment.duration(value, name="advance")
+    except OptionError:
+        if _is_moment(value):
+            raise OptionError(f"advance({value!r}): that is a moment, not a duration: advance(to={value!r})") from None
+        raise
+
+
+def _is_moment(value: object) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, datetime)
+    with contextlib.suppress(ValueError):
+        return bool(datetime.fromisoformat(value))
+    return False
 
 
 def read(value: str | datetime, tz: tzinfo, *, name: str) -> datetime:
