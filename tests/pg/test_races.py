@@ -545,7 +545,7 @@ def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: s
 
 
 def test_schedules_are_taken_in_the_order_of_their_names_whatever_becomes_of_them(arena: Arena) -> None:
-    """As by `admit`: else one would hold the one that is changed and want the one that is retired, and one the reverse."""
+    """As by `admit`: else one would hold the changed one and want the retired one, and another the reverse."""
     store = arena.setup
     store.declare("shop", "old", {"retired": hourly(), "t": hourly(args='{"x": 1}')})
     store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
