@@ -1,7 +1,7 @@
 """One command of the shell, run to its end: the task behind `app.enable_shell()`.
 
 Whatever the command prints, little of it is kept in memory; however the task ends, nothing of the command goes on but
-what it has itself sent into the background before it ended well. All in the thread that asks, without signal handlers.
+what it has itself sent into the background before it ended well. All in the thread that asks.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 from . import moment
@@ -107,7 +109,7 @@ class _Child:
 
     def start(self, command: str, stdin: str | None, environment: Mapping[str, str], cwd: str | None) -> None:
         shell = environment.get("SHELL") or "/bin/sh"
-        with contextlib.ExitStack() as theirs:
+        with contextlib.ExitStack() as theirs, _undisturbed():
             try:
                 self._input = memoryview((stdin or "").encode("utf-8", "surrogateescape"))
                 subprocess.Popen.__init__(
@@ -275,6 +277,24 @@ class Output:
         head, tail = self._head.decode("utf-8", "ignore"), self._tail.decode("utf-8", "ignore")
         left_out = self._size - len(head.encode()) - len(tail.encode())
         return f"{head}\n… {left_out} bytes left out …\n{tail}"
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: heard as a process is made, it would be raised where its pid is lost."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        # Only that thread hears it.
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if heard:
+            usual(*heard[0])
 
 
 def _tell(group: int, number: int) -> bool:

@@ -440,6 +440,24 @@ def test_a_command_is_killed_when_the_task_is_interrupted_as_it_starts(monkeypat
     assert started[0].returncode == -signal.SIGKILL
 
 
+def test_ctrl_c_as_the_process_is_made_leaves_nothing_behind(monkeypatch):
+    made = []
+    fork_exec = shell.subprocess._fork_exec
+
+    def interrupted(*how):
+        made.append(fork_exec(*how))
+        signal.raise_signal(signal.SIGINT)
+        return made[0]
+
+    monkeypatch.setattr(shell.subprocess, "_fork_exec", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        shell.run("sleep 300")
+
+    assert not is_alive(made[0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_ctrl_c_in_the_main_thread_leaves_nothing_behind(tmp_path):
     program = """\
         import sys
