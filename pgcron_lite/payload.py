@@ -83,8 +83,7 @@ def short(value: object) -> str:
 # PostgreSQL abort the caller's transaction (NUL, lone surrogates). So the text is written at C speed and used if
 # a look at the types and at the text finds neither tag nor trap; in any doubt the value is walked.
 
-# A value that contains itself ends as too deep, so nobody needs to watch for it.
-_write = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+_write = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 

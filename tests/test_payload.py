@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import tracemalloc
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -270,6 +271,20 @@ def test_a_number_of_too_many_digits_is_refused():
         dumps({"n": -(10**MAX_DIGITS)})
     with pytest.raises(PayloadError, match=r"^args\.n: the key <int>"):
         dumps({"n": {10**MAX_DIGITS: 1}})
+
+
+def test_of_a_value_that_contains_itself_little_is_written_before_it_is_refused():
+    ring = ["x" * 100_000]
+    ring.append(ring)
+
+    tracemalloc.start()
+    with pytest.raises(PayloadError, match="contains itself"):
+        dumps(ring)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    # Followed as deep as Python goes, it would be hundreds of megabytes.
+    assert peak < 20_000_000
 
 
 def test_a_value_that_contains_itself_is_refused():

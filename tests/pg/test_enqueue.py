@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from faults.tripwire import Tripwire
-from psycopg import sql
+from psycopg import conninfo, sql
 from support import eventually
 
 from pgcron_lite import PgCron
@@ -138,6 +138,20 @@ def test_odd_tags_and_headers_come_back_as_they_were(store: PostgresStore) -> No
     assert [job.tags for job in together] == [new.tags for new in jobs]
     assert [job.headers for job in together] == [new.headers for new in jobs]
     assert list(map(content, together)) == list(map(content, singly))
+
+
+def test_texts_are_copied_in_the_encoding_of_the_connection(store: PostgresStore, pg_url: str) -> None:
+    where = conninfo.make_conninfo(pg_url, client_encoding="latin1")
+    producer = PostgresStore(address(where, application="pgcron test"), rings=False)
+    new = NewJob("\u00e4", '{"\u00df": "\u00e9"}', "\u00fc", headers={"\u00f1": "\u00b5"}, tags=("\u00e5",))
+
+    ids = producer.enqueue(enough([new]))
+
+    producer.close()
+    job, *_ = read(store, ids)
+    assert (job.task, job.args, job.queue, job.headers, job.tags) == (
+        new.task, new.args, new.queue, new.headers, new.tags
+    )  # fmt: skip
 
 
 def test_a_job_with_odd_texts_everywhere_beside_others_spoils_none(store: PostgresStore) -> None:
