@@ -340,7 +340,7 @@ class PgCron:
                 opened.close()
 
     def reread_settings(self) -> None:
-        """Read the settings anew at the next use: whoever has read them is not the one that setting up comes before."""
+        """Read the settings anew at the next use. Until then they may be set up, as if nobody had read them."""
         self._settings = None
 
     def run_worker(self, **options: Any) -> None:

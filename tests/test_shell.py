@@ -552,17 +552,19 @@ def test_under_gevent_greenlets_run_commands_at_once(tmp_path):
         global turns
         while True:
             turns += 1
+            if turns == 6:
+                open(os.path.join(sys.argv[1], "turned"), "w").close()
             gevent.sleep(0.01)
 
     gevent.spawn(turn)
-    meet = "touch %d; while [ $(ls | wc -l) -lt 5 ]; do sleep 0.05; done; cat; echo %d"
+    # Each waits for all the others to have begun, and for the greenlet beside them to have had its turns.
+    meet = "touch %d; while [ $(ls | wc -l) -lt 6 ]; do sleep 0.05; done; cat; echo %d"
     asked = [gevent.spawn(shell.run, meet % (n, n), "x" * 200_000, cwd=sys.argv[1]) for n in range(5)]
-    print([task.get()["output"][-2:] for task in asked], turns > 0)
+    print([task.get()["output"][-2:] for task in asked], turns > 5)
     """
 
     said = python(program, tmp_path, timeout=60)
 
-    # Each waits for all the others to have begun.
     assert said == "['0\\n', '1\\n', '2\\n', '3\\n', '4\\n'] True\n"
 
 

@@ -475,11 +475,8 @@ def comes_to_life(store: Any) -> None:
     store.register(WorkerCard(B, "box", 7, ("*",), 1, "threads", "1", "new"))
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_who_removes_a_schedule_and_who_brings_another_of_its_name_see_one_another(
-    arena: Arena, is_first: bool
-) -> None:
-    """The declared one is in force in the end, whoever comes first; and no one waits in a circle."""
+def prepared(arena: Arena) -> Any:
+    """The store, where `s` was made at run time, `t` is declared by code that lives, and newer code comes to life."""
     store = arena.setup
     store.put_schedule("s", "shop", hourly(args='{"x": 1}'), replace=False)
     store.declare("shop", "old", {"t": hourly(args='{"x": 1}')})
@@ -487,6 +484,15 @@ def test_who_removes_a_schedule_and_who_brings_another_of_its_name_see_one_anoth
     store.reconcile()
     store.plan(ticks.decide)
     comes_to_life(store)
+    return store
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_who_removes_a_schedule_and_who_brings_another_of_its_name_see_one_another(
+    arena: Arena, is_first: bool
+) -> None:
+    """The declared one is in force in the end, whoever comes first; and no one waits in a circle."""
+    store = prepared(arena)
 
     def remove(store: Any) -> Any:
         return store.remove_schedule("s")
@@ -524,13 +530,7 @@ TAKERS: dict[str, Callable[[Any], Any]] = {
 )
 def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: str, waits_for: str) -> None:
     """Or one would hold the jobs and want the schedule while another holds the schedule and wants the jobs."""
-    store = arena.setup
-    store.put_schedule("s", "shop", hourly(args='{"x": 1}'), replace=False)
-    store.declare("shop", "old", {"t": hourly(args='{"x": 1}')})
-    store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
-    store.reconcile()
-    store.plan(ticks.decide)
-    comes_to_life(store)
+    prepared(arena)
     with psycopg.connect(arena.setup.address.conninfo) as holder, ThreadPoolExecutor(1) as pool:
         holder.execute(IN_ORDER[waits_for])
 
