@@ -8,6 +8,7 @@ statement goes without any ceremony.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ import psycopg.waiting
 from psycopg import errors as pg_errors
 from psycopg import sql
 from psycopg.rows import namedtuple_row, tuple_row
+from psycopg.types.json import set_json_loads
 
 from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
@@ -282,6 +284,7 @@ class Link:
         # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
         self._conn = conn
         conn.prepare_threshold, self._prepared = None, None
+        _read_json_as_sent(conn)
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             standby, backend = self._introduce(conn)
@@ -365,6 +368,13 @@ def check_patching() -> None:
             " `pgcron worker --gevent` or app.run_worker(gevent=True), or call gevent.monkey.patch_all() before any"
             " import that loads psycopg (SQLAlchemy and Flask-SQLAlchemy do)."
         )
+
+
+def _read_json_as_sent(conn: psycopg.Connection[Row]) -> None:
+    """JSON comes in the encoding of the connection, and psycopg reads all of it as UTF-8."""
+    encoding = encoding_of(conn)
+    if encoding != "utf-8":
+        set_json_loads(lambda text: json.loads(text if isinstance(text, str) else text.decode(encoding)), conn)
 
 
 def _fetched(cursor: psycopg.Cursor[Row]) -> list[Row]:

@@ -140,18 +140,44 @@ def test_odd_tags_and_headers_come_back_as_they_were(store: PostgresStore) -> No
     assert list(map(content, together)) == list(map(content, singly))
 
 
-def test_texts_are_copied_in_the_encoding_of_the_connection(store: PostgresStore, pg_url: str) -> None:
-    where = conninfo.make_conninfo(pg_url, client_encoding="latin1")
-    producer = PostgresStore(address(where, application="pgcron test"), rings=False)
-    new = NewJob("\u00e4", '{"\u00df": "\u00e9"}', "\u00fc", headers={"\u00f1": "\u00b5"}, tags=("\u00e5",))
+def latin(pg_url: str) -> PostgresStore:
+    """A store whose connections are not those of UTF-8, as in an old database."""
+    return PostgresStore(
+        address(conninfo.make_conninfo(pg_url, client_encoding="latin1"), application="pgcron test"), rings=False
+    )
 
-    ids = producer.enqueue(enough([new]))
 
+UMLAUTS = NewJob("\u00e4", '{"\u00df": "\u00e9"}', "\u00fc", headers={"\u00f1": "\u00b5"}, tags=("\u00e5",))
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_texts_are_sent_in_the_encoding_of_the_connection(store: PostgresStore, pg_url: str, is_copied: bool) -> None:
+    producer = latin(pg_url)
+    ids = producer.enqueue(enough([UMLAUTS]) if is_copied else [UMLAUTS])
     producer.close()
+
     job, *_ = read(store, ids)
+
+    new = UMLAUTS
     assert (job.task, job.args, job.queue, job.headers, job.tags) == (
         new.task, new.args, new.queue, new.headers, new.tags
     )  # fmt: skip
+
+
+def test_texts_are_read_in_the_encoding_of_the_connection(store: PostgresStore, pg_url: str) -> None:
+    (job_id,) = store.enqueue([UMLAUTS])
+    worker, claim = uuid.uuid4(), uuid.uuid4()
+    reader = latin(pg_url)
+
+    (claimed,) = reader.claim(worker, claim, ["*"], [UMLAUTS.task], 5)
+    reader.settle([Outcome(job_id, claim, "failed", error={"attempt": 1, "error": "\u00f6"})])
+    found = reader.get(job_id)
+    reader.close()
+
+    assert (claimed.task, claimed.args, claimed.headers) == (UMLAUTS.task, UMLAUTS.args, UMLAUTS.headers)
+    assert found is not None
+    assert [error["error"] for error in found.errors] == ["\u00f6"]
+    assert found == store.get(job_id)
 
 
 def test_a_job_with_odd_texts_everywhere_beside_others_spoils_none(store: PostgresStore) -> None:
