@@ -59,7 +59,7 @@ class Claiming(Statements):
             open_levels as materialized (
                 select l.queue, l.priority, l.after, l.id
                 from levels as l
-                where (l.queue = any(%(queues)s) or '*' = any(%(queues)s))
+                where (l.queue = any(%(queues)s::text[]) or '*' = any(%(queues)s::text[]))
                   and not exists (select from pgcron.queues as q where q.name = l.queue and q.paused_at is not null)
             ),
             due as (
@@ -75,7 +75,7 @@ class Claiming(Statements):
                           and j.queue = l.queue and j.priority = l.priority
                           and (j.execute_after, j.id) > (l.after, l.id)
                           and j.execute_after <= pgcron.clock()
-                          and j.task = any(%(tasks)s)
+                          and j.task = any(%(tasks)s::text[])
                         order by j.execute_after, j.id
                         limit %(limit)s
                         for update skip locked

@@ -15,6 +15,7 @@ from ..clock import monotonic
 from ..errors import DatabaseUnavailable, PgCronError
 from ..job import NewJob
 from .link import in_schema
+from .prepared import array
 from .records import COLUMNS, records
 from .rows import as_json
 from .statements import Statements
@@ -128,7 +129,7 @@ class Enqueueing(Statements):
                 raise psycopg.Rollback
 
     def _draw(self, count: int) -> list[int]:
-        query: LiteralString = "select nextval('pgcron.jobs_id_seq') as id from generate_series(1, %(count)s)"
+        query: LiteralString = "select nextval('pgcron.jobs_id_seq') as id from generate_series(1, %(count)s::int)"
         try:
             rows = self._tuples(query, {"count": count})
         except DatabaseUnavailable:
@@ -196,12 +197,6 @@ class IdStock:
             return taken
 
 
-def _array(words: Sequence[str]) -> str:
-    """Words as PostgreSQL writes an array of texts."""
-    escaped = (word.replace("\\", "\\\\").replace('"', '\\"') for word in words)
-    return "{" + ",".join(f'"{word}"' for word in escaped) + "}"
-
-
 def _row(job_id: int, job: NewJob) -> dict[str, Any]:
     due = job.execute_after
     return {
@@ -211,7 +206,7 @@ def _row(job_id: int, job: NewJob) -> dict[str, Any]:
         "priority": job.priority,
         "args": job.args,
         "headers": as_json(dict(job.headers)) if job.headers else "{}",
-        "tags": _array(job.tags) if job.tags else "{}",
+        "tags": array(job.tags) if job.tags else "{}",
         "at": due if isinstance(due, datetime) else None,
         "delay": due.total_seconds() if isinstance(due, timedelta) else 0.0,
         "max_attempts": job.max_attempts,

@@ -26,13 +26,13 @@ import psycopg
 import psycopg.waiting
 from psycopg import errors as pg_errors
 from psycopg import sql
-from psycopg.rows import namedtuple_row, tuple_row
+from psycopg.rows import namedtuple_row
 from psycopg.types.json import set_json_loads
 
 from ..clock import monotonic
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LatePatch, SchemaMismatch
 from .address import Address
-from .prepared import Prepared, Values, encoding_of
+from .prepared import Answer, Prepared, Values, encoding_of
 from .refusals import LEAVE, TRY_AGAIN, WRONG_SCHEMA, interruption, unreachable, worded
 
 logger = logging.getLogger(__name__)
@@ -110,16 +110,22 @@ class Link:
                 return _fetched(conn.execute(in_schema(query, self.schema), params))
             return _fetched(self._limited(conn, in_schema(query, self.schema), params))
 
-    def tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
-        """Like `rows`, for many rows: plain tuples, sent in the server's own format."""
+    @contextmanager
+    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        """Send one statement. The server works on it during the block, and the answer is there when it is over.
+
+        For many rows: they come as plain tuples in the server's own format, and are decoded on demand.
+        """
         with self._connected() as conn:
             if self._prepared is not None:
-                with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
-                    return cursor.execute(in_schema(query, self.schema), params).fetchall()
-            return [tuple(row) for row in _fetched(self._limited(conn, in_schema(query, self.schema), params))]
+                with self._prepared.asking(in_schema(query, self.schema), values) as answer:
+                    yield answer
+            else:
+                rows = [tuple(row) for row in _fetched(self._limited(conn, in_schema(query, self.schema), values))]
+                yield Answer(len(rows), lambda: rows)
 
     def run(self, query: LiteralString, values: Values) -> None:
-        """Like `rows`, the shortest way: no rows come back, and parameters are texts, numbers, moments or None."""
+        """Like `rows`, the shortest way: no rows come back, and parameters are `Values`."""
         with self._connected() as conn:
             if self._prepared is not None:
                 self._prepared.run(in_schema(query, self.schema), values)

@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.adapt import Transformer
 from psycopg.generators import execute, fetch_many, pipeline_communicate
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-# Texts, numbers, moments and None: what PostgreSQL reads as Python writes it.
+# Texts, numbers, moments and None, and lists of them: what PostgreSQL reads as Python writes it.
 Values = Mapping[str, Any]
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+@dataclass(slots=True)
+class Answer:
+    """The rows of a statement, once they have arrived. They are decoded on demand, which takes as long as to get them."""
+
+    count: int = 0
+    rows: Callable[[], list[tuple[Any, ...]]] = list
 
 
 @dataclass(slots=True)
@@ -47,10 +57,27 @@ class Prepared:
         """Run a statement whose answer, unless it is an error, says nothing."""
         statement = self._statement(query)
         if statement.is_known:
-            self._pgconn.send_query_prepared(statement.name, self._texts(statement, values))
+            self._call(statement, values)()
             self._check(self._conn.wait(execute(self._pgconn)))
         else:
             self._check(*self._run_together((statement, values)))
+
+    @contextmanager
+    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        """Send a statement. The server works on it during the block, and the answer is there when it is over."""
+        statement, answer = self._statement(query), Answer()
+        if statement.is_known:
+            self._call(statement, values)()
+            # What does not fit into the socket now is sent when the answer is waited for.
+            self._pgconn.flush()
+            yield answer
+            results = self._conn.wait(execute(self._pgconn))
+        else:
+            # Only the first time: it is sent with its text, behind the block, and in one trip all the same.
+            yield answer
+            (results,) = self._run_together((statement, values))
+        self._check(results)
+        answer.count, answer.rows = results[-1].ntuples, partial(_decoded, self._conn, results[-1])
 
     def run_then(self, query: LiteralString, values: Values, then: LiteralString) -> psycopg.Error | None:
         """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
@@ -67,9 +94,14 @@ class Prepared:
             self._statements[query] = known
         return known
 
+    def _call(self, statement: Statement, values: Values) -> Callable[[], None]:
+        """Sends it. What cannot be sent at all is refused before."""
+        texts = self._texts(statement, values)
+        return partial(self._pgconn.send_query_prepared, statement.name, texts, result_format=Format.BINARY)
+
     def _texts(self, statement: Statement, values: Values) -> list[bytes | None]:
         given = [values[name] for name in statement.parameters]
-        texts = [None if value is None else str(value).encode(self._encoding) for value in given]
+        texts = [None if value is None else _written(value).encode(self._encoding) for value in given]
         if b"\0" in b"".join(text for text in texts if text):
             # It would be taken for the end of the text.
             raise psycopg.DataError("PostgreSQL cannot store a NUL character in a text")
@@ -81,9 +113,7 @@ class Prepared:
         for statement, values in calls:
             if not statement.is_known:
                 commands.append(partial(self._pgconn.send_prepare, statement.name, statement.text))
-            commands.append(
-                partial(self._pgconn.send_query_prepared, statement.name, self._texts(statement, values))
-            )
+            commands.append(self._call(statement, values))
             commands.append(self._pgconn.pipeline_sync)
         answers = self._answers(commands, len(calls))
         for (statement, _), results in zip(calls, answers, strict=True):
@@ -114,6 +144,27 @@ class Prepared:
             if result.status == ExecStatus.FATAL_ERROR:
                 return psycopg.errors.error_from_result(result, encoding=self._encoding)
         return None
+
+
+def _written(value: Any) -> str:
+    """A value as PostgreSQL reads it."""
+    return array(value) if isinstance(value, list) else str(value)
+
+
+def array(items: Sequence[Any]) -> str:
+    """Values, or None, as PostgreSQL writes an array of them."""
+    return "{" + ",".join("null" if item is None else _quoted(str(item)) for item in items) + "}"
+
+
+def _quoted(item: str) -> str:
+    escaped = item.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _decoded(conn: psycopg.Connection[Any], result: PGresult) -> list[tuple[Any, ...]]:
+    reader = Transformer(conn)
+    reader.set_pgresult(result)
+    return reader.load_rows(0, result.ntuples, tuple)
 
 
 def encoding_of(conn: psycopg.Connection[Any]) -> str:

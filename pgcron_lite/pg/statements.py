@@ -83,7 +83,8 @@ class Statements:
 
             yield run
 
-    def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
+    def _tuples(self, query: LiteralString, values: Values) -> list[tuple[Any, ...]]:
         """Rows in plenty, by position."""
-        with self.links.take() as link:
-            return link.tuples(query, params)
+        with self.links.take() as link, link.asking(query, values) as answer:
+            pass
+        return answer.rows()
