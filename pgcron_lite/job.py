@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -108,6 +108,18 @@ class Outcome:
     error: Mapping[str, Any] | None = None
     delay: float | None = None
     gives_back: bool = False
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What came of settling and claiming in one go: the ids that were settled, and how many jobs, and which.
+
+    The jobs are decoded when they are asked for, once.
+    """
+
+    settled: set[int] = field(default_factory=set)
+    count: int = 0
+    jobs: Callable[[], list[Job]] = list
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,11 @@ class Ledger:
         """To be written next time."""
         self._unwritten += ended
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """All that is to be written."""
+        return [each.outcome for each in self._unwritten]
+
     def write(self, ended: Sequence[Ended]) -> list[tuple[Ended, bool]]:
         """Write `ended` and what is left from before; each comes back with whether the job was still ours.
 
@@ -40,9 +45,13 @@ class Ledger:
         if self.is_empty:
             return []
         try:
-            settled = self._store.settle([each.outcome for each in self._unwritten])
+            settled = self._store.settle(self.outcomes)
         except DatabaseRefused as error:
             settled = self._write_one_by_one(error)
+        return self.close(settled)
+
+    def close(self, settled: set[int]) -> list[tuple[Ended, bool]]:
+        """All of it was written; those in `settled` were ours."""
         written, self._unwritten = self._unwritten, []
         return [(each, each.job.id in settled) for each in written]
 

@@ -10,13 +10,15 @@ import logging
 import math
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from .chores import Chores
 from .clock import Clock, Spread, monotonic
-from .errors import DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch
+from .errors import DatabaseRefused, DatabaseUnavailable, LoginRefused, PgCronError, SchemaMismatch
 from .execute import Ended
+from .haul import Haul
 from .job import Job, WorkerCard, hand_back
 from .ledger import Ledger
 from .pace import Pace
@@ -104,6 +106,7 @@ class Worker:
         self._ledger = Ledger(store)
         self._chores = Chores(app, store, card.queues, clock, spread)
         self._unreturned: list[Job] = []
+        self._haul: Haul | None = None
         self._doubtful: list[uuid.UUID] = []
         # Was the last claim as large as there was room for? Then the end of a job calls for the next.
         self._hungry = True
@@ -156,7 +159,9 @@ class Worker:
 
     def is_idle(self) -> bool:
         """Nothing runs and nothing is left to be written."""
-        return not self.running and not self.slots.busy and self._ledger.is_empty and not self.slots.ended
+        return not (
+            self.running or self.slots.busy or self.slots.ended or self._haul is not None or not self._ledger.is_empty
+        )
 
     def drained(self) -> bool:
         """Is there nothing left that is due? Asks the database."""
@@ -180,6 +185,8 @@ class Worker:
 
     def release(self, delay: float = 1.0) -> list[Job]:
         """Hand back everything that is still running, for others to take when this process has surely ended."""
+        self.stop()
+        self._take_in()
         self._settle()
         left = list(self.running.values())
         settled = self.store.settle([hand_back(job, delay) for job in left])
@@ -193,24 +200,24 @@ class Worker:
 
     def _turn(self) -> float:
         if self.stopping:
+            self._take_in()
             self._settle()
             self._return_unbegun()
             return self.poll_seconds
         # The bell first: a socket that has something to say ends the sleep at once until somebody has listened.
         rung, bell_wait = self.bell.step() if self.bell is not None else (False, self.poll_seconds)
-        if self._is_in_full_swing():
-            # The slots run what comes next while it is written what became of the last.
-            self._claim_now()
-        self._settle()
+        swings = self._is_in_full_swing() and self._exchange()
+        if not swings:
+            self._take_in()
+            self._settle()
         self._return_stale()
         self._chores.check_schema()
         now = self._clock()
+        if not swings and (rung or now >= self._look_at):
+            self._claim_now()
         if rung:
-            # Look now and once more when the producers may have rung again.
-            self._claim_now()
+            # Look once more when the producers may have rung again.
             self._look_at = min(self._look_at, now + ATTENTIVE_SECONDS)
-        elif now >= self._look_at:
-            self._claim_now()
         if now >= min(self._poll_at, self._reap_at):
             self._look_around()
         if self._clock() >= self.scheduler.due_at and self.scheduler.step():
@@ -220,17 +227,63 @@ class Worker:
         self._chores.prune()
         soonest = min(self._look_at, self._poll_at, self._reap_at, self._chores.prune_at, self.scheduler.due_at)
         wait = min(bell_wait, soonest - self._clock())
+        if self._haul is not None:
+            return 0.0
         if self.slots.waiting:
             # What ended beside it is written soon, though the slots say nothing before they have done their share.
             wait = min(wait, WRITE_BEHIND_SECONDS)
         return max(0.0, wait)
 
     def _is_in_full_swing(self) -> bool:
-        """Are short jobs taken by the hundred, with the slots at the end of them and no suspect's turn?"""
-        return (
-            self._hungry and self.is_well and not self.slots.waiting and len(self.slots.ended) >= SERIES
-            and self._quarantine.is_others_turn
-        )  # fmt: skip
+        """Are short jobs taken by the hundred, with no suspect's turn and nothing left over from trouble?"""
+        if not (self._hungry and self.is_well and self._quarantine.is_others_turn):
+            return False
+        if self._doubtful or not self._ledger.is_empty:
+            return False
+        return len(self.slots.ended) >= SERIES if self._haul is None else self._haul.is_full
+
+    def _exchange(self) -> bool:
+        """Write what ended and claim what comes next, both at once; meanwhile take in what was claimed before.
+
+        False if there is no room for more.
+        """
+        limit = min(self._room(), self.slots.enough)
+        if limit == 0:
+            return False
+        ended = self.slots.collect()
+        self._pace.learn([each.seconds for each in ended])
+        self._ledger.add(ended)
+        claim, asked_at = uuid.uuid4(), self._clock()
+        self._look_at, self._poll_at = math.inf, asked_at + self.poll_seconds
+        # Until the answer is there.
+        self._doubtful.append(claim)
+        try:
+            with self.store.exchange(self._ledger.outcomes, self.id, claim, *self._mine, limit) as exchange:
+                if self._haul is not None and self._haul.is_plain:
+                    self._take_in()
+        except DatabaseRefused:
+            # An outcome that cannot be stored; `_settle` finds out which. What was claimed is found by its token.
+            self.look_soon()
+            return True
+        self._doubtful.remove(claim)
+        written = self._ledger.close(exchange.settled)
+        self._take_in()
+        self._haul = Haul(claim, asked_at, limit, exchange, written)
+        return True
+
+    def _take_in(self) -> None:
+        """Say what the last exchange has written, and begin what it has claimed."""
+        haul, self._haul = self._haul, None
+        if haul is None:
+            return
+        self._written(haul.written)
+        if self.stopping:
+            self.running.update((job.id, job) for job in haul.jobs)
+            self._unreturned += haul.jobs
+        else:
+            with self._doubting(haul.claim):
+                jobs, turned_away = self.scheduler.admit(haul.jobs)
+            self._claimed(jobs, turned_away, haul.asked_at, haul.limit)
 
     def _claim_now(self) -> bool:
         """Fill the slots, and hold a few jobs more. True if there was something to take, or to wait for quietly."""
@@ -241,28 +294,38 @@ class Worker:
         if room == 0 or self._quarantine.is_occupied or self._attends_to_suspects():
             return True
         asked_at = self._clock()
-        jobs, turned_away = self._claimed(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
+        jobs, turned_away = self._ask(lambda claim: self.store.claim(self.id, claim, *self._mine, room))
+        self._claimed(jobs, turned_away, asked_at, room)
+        return bool(jobs or turned_away)
+
+    def _claimed(self, jobs: Sequence[Job], turned_away: Sequence[Ended], asked_at: float, limit: int) -> None:
+        """So much came of a claim of up to `limit` jobs."""
         self._begin(jobs, asked_at)
         if turned_away:
             self._turn_away(turned_away)
-        elif len(jobs) < room:
+        elif len(jobs) < limit:
             self._nothing_more(is_turn_over=not jobs)
-        return bool(jobs or turned_away)
 
     def _room(self) -> int:
         """How many jobs to claim now. While there is work for the slots, none before half of what may be held."""
         ahead = self._pace.ahead
-        free = max(0, self.slots.count + ahead - self.slots.busy)
+        held = self.slots.busy + (self._haul.count if self._haul is not None else 0)
+        free = max(0, self.slots.count + ahead - held)
         self.slots.enough = max(1, (self.slots.count + ahead) // 2)
         return free if ahead == 0 or free >= self.slots.enough else 0
 
-    def _claimed(self, ask: Callable[[uuid.UUID], Sequence[Job]]) -> tuple[list[Job], list[Ended]]:
+    def _ask(self, ask: Callable[[uuid.UUID], Sequence[Job]]) -> tuple[list[Job], list[Ended]]:
         """What a claim under a fresh token brings: the jobs that may begin, and what becomes of the others."""
         claim = uuid.uuid4()
-        try:
+        with self._doubting(claim):
             return self.scheduler.admit(ask(claim))
+
+    @contextmanager
+    def _doubting(self, claim: uuid.UUID) -> Iterator[None]:
+        """A claim may have been committed and only its reply lost; the token finds it again."""
+        try:
+            yield
         except DatabaseUnavailable:
-            # It may have been committed and only its reply lost; the token finds it again.
             self._doubtful.append(claim)
             raise
 
@@ -274,7 +337,7 @@ class Worker:
         )
         if step == "take":
             was_busy, asked_at = bool(self.running), self._clock()
-            suspect, turned_away = self._claimed(self._suspect)
+            suspect, turned_away = self._ask(self._suspect)
             self._quarantine.took(bool(suspect), is_busy=was_busy)
             self._begin(suspect, asked_at)
             self._turn_away(turned_away)
@@ -331,7 +394,10 @@ class Worker:
         """Write down what ended, then say so."""
         ended = self.slots.collect()
         self._pace.learn([each.seconds for each in ended])
-        written = self._ledger.write(ended)
+        self._written(self._ledger.write(ended))
+
+    def _written(self, written: Sequence[tuple[Ended, bool]]) -> None:
+        """This was written, and was ours or not."""
         if not written:
             return
         for each, was_ours in written:

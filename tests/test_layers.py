@@ -22,7 +22,7 @@ LAYERS = {
     },
     "app": {"task", "schedules", "handle", "app", "current", "discover"},
     "machines": {
-        "execute", "worker", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals", "heart",
+        "execute", "worker", "haul", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals", "heart",
         "supervise", "start", "process", "green", "scheduler", "ping", "shell",
     },
     "memory": {"memory"},

@@ -7,20 +7,19 @@ it beside the real one. What the verbs do is in the room of the same name as in 
 
 from __future__ import annotations
 
-from .claim import Claiming
 from .declarations import Declarations
 from .desk import Desk
 from .enqueue import Enqueueing
+from .exchange import Exchanging
 from .life import Living
 from .planning import Planning
 from .schedules import ScheduleDesk
-from .settle import Settling
 from .ticking import Ticking
 from .travel import Travelling
 
 
 class MemoryStore(
-    Enqueueing, Claiming, Settling, Living, Planning, Ticking, Desk, ScheduleDesk, Declarations, Travelling
+    Enqueueing, Exchanging, Living, Planning, Ticking, Desk, ScheduleDesk, Declarations, Travelling
 ):
     """The queue in this process's memory."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from ..job import Job
 from .marks import Level, Marks
+from .prepared import Answer
 from .rows import as_claimed, as_job
 from .statements import Statements
 
@@ -24,16 +26,26 @@ class Claiming(Statements):
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
     ) -> list[Job]:
         """Take up to `limit` due jobs under the token `claim`, best first."""
-        jobs: list[Job] = []
-        if self._marks.hold(limit, self.generation):
-            jobs, _ = self._claim(worker, claim, queues, tasks, limit, self._marks.last)
-            self._marks.advance(jobs)
-            if len(jobs) == limit or self._marks.pause:
-                return jobs
-        more, seconds = self._claim(worker, claim, queues, tasks, limit - len(jobs), {})
-        self._marks.begin(more, seconds, self.generation)
-        return jobs + more
+        with self._claiming(worker, claim, queues, tasks, limit) as claimed:
+            pass
+        return claimed.jobs()
 
+    @contextmanager
+    def _claiming(
+        self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
+    ) -> Iterator[Claimed]:
+        """`claim`, under way during the block. The jobs are decoded on demand."""
+        claimed = Claimed(self._marks, worker, claim)
+        marks = self._marks.last if self._marks.hold(limit, self.generation) else {}
+        with self._claim(worker, claim, queues, tasks, limit, marks) as answer:
+            yield claimed
+        claimed.add(answer, self.generation, at_marks=bool(marks))
+        if marks and claimed.count < limit and not self._marks.pause:
+            with self._claim(worker, claim, queues, tasks, limit - claimed.count, {}) as answer:
+                pass
+            claimed.add(answer, self.generation, at_marks=False)
+
+    @contextmanager
     def _claim(
         self,
         worker: uuid.UUID,
@@ -42,15 +54,14 @@ class Claiming(Statements):
         tasks: Sequence[str],
         limit: int,
         marks: Mapping[Level, tuple[datetime, int]],
-    ) -> tuple[list[Job], float]:
-        """The jobs, and how many seconds the server took."""
+    ) -> Iterator[Answer]:
+        """The jobs, and behind them how many seconds the server took."""
         # Below each level, a (queue, priority), the due jobs come in index order whatever else lies in the table;
         # "queue = any(...)" with an order by would sort all of it. The lateral joins are evaluated in the order of
         # their left side, so the outer limit stops at the first priorities that fill it, and no row is locked in
         # vain but between queues of one priority.
         # `any(array(...))` locks first and updates by id: a limit inside the update's own sub-select may run twice.
-        rows = self._tuples(
-            """
+        statement: LiteralString = """
             with levels (queue, priority, after, id) as materialized (
                 select * from unnest(%(queue)s::text[], %(priority)s::int2[], %(after)s::timestamptz[], %(id)s::int8[])
                 union all
@@ -99,23 +110,21 @@ class Claiming(Statements):
             -- Last, when all the rest is done: the commit, and what the disk takes for it, are not in it.
             select null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null,
                    extract(epoch from clock_timestamp() - statement_timestamp())::float8
-            """,
-            {
-                "worker": worker,
-                "claim": claim,
-                "queues": list(queues),
-                "tasks": list(tasks),
-                "limit": limit,
-                "from_the_beginning": not marks,
-                "queue": [queue for queue, _ in marks],
-                "priority": [priority for _, priority in marks],
-                "after": [after for after, _ in marks.values()],
-                "id": [last for _, last in marks.values()],
-            },
-        )
-        seconds = rows.pop()[-1]
-        jobs = [as_claimed(row, claim, worker) for row in rows]
-        return sorted(jobs, key=lambda j: (-j.priority, j.execute_after, j.id)), seconds
+            """
+        values = {
+            "worker": worker,
+            "claim": claim,
+            "queues": list(queues),
+            "tasks": list(tasks),
+            "limit": limit,
+            "from_the_beginning": not marks,
+            "queue": [queue for queue, _ in marks],
+            "priority": [priority for _, priority in marks],
+            "after": [after for after, _ in marks.values()],
+            "id": [last for _, last in marks.values()],
+        }
+        with self.links.take() as link, link.asking(statement, values) as answer:
+            yield answer
 
     def claim_suspect(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
@@ -211,3 +220,37 @@ class Claiming(Statements):
             {"queues": list(queues), "tasks": list(tasks)},
         )
         return bool(rows[0].due)
+
+
+class Claimed:
+    """What a claim has brought: how many jobs, and the jobs, which are decoded once, when they are asked for."""
+
+    def __init__(self, marks: Marks, worker: uuid.UUID, claim: uuid.UUID) -> None:
+        self.count = 0
+        self._marks = marks
+        self._worker = worker
+        self._claim = claim
+        self._answers: list[tuple[Answer, int, bool]] = []
+
+    def add(self, answer: Answer, generation: int, *, at_marks: bool) -> None:
+        # The last row says what the claim has cost.
+        self.count += answer.count - 1
+        self._answers.append((answer, generation, at_marks))
+
+    def jobs(self) -> list[Job]:
+        """Best first."""
+        jobs: list[Job] = []
+        for answer, generation, at_marks in self._answers:
+            more, seconds = self._decoded(answer)
+            if at_marks:
+                self._marks.advance(more)
+            else:
+                self._marks.begin(more, seconds, generation)
+            jobs += more
+        return jobs
+
+    def _decoded(self, answer: Answer) -> tuple[list[Job], float]:
+        rows = answer.rows()
+        seconds: float = rows.pop()[-1]
+        jobs = [as_claimed(row, self._claim, self._worker) for row in rows]
+        return sorted(jobs, key=lambda j: (-j.priority, j.execute_after, j.id)), seconds

@@ -167,6 +167,11 @@ class Link:
     def is_open(self) -> bool:
         return self._conn is not None and not self._conn.closed
 
+    @property
+    def is_ours(self) -> bool:
+        """Is there a connection, and the server itself at the other end of it?"""
+        return self.is_open and self._prepared is not None
+
     def fileno(self) -> int:
         assert self._conn is not None
         return self._conn.fileno()

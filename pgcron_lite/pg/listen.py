@@ -1,4 +1,4 @@
-"""The doorbell's other end: a connection that runs LISTEN and nothing else.
+"""The doorbell's other end: a connection that runs LISTEN, and is lent out while nobody waits for the bell.
 
 It heals itself and proves itself. After each connect, and from time to time, it sends itself a notice by another
 connection: a pooler in between swallows LISTEN without an error, a network may lose a connection without a word, and
@@ -96,6 +96,10 @@ class Listener:
         rung = self._drain()
         self._ask_for_proof()
         return rung, self._until_next_look()
+
+    def lent(self) -> Link | None:
+        """The connection, for who turns the listener and does not wait for the bell just now; None if it is not sure."""
+        return self._link if self.is_live and self._link is not None and self._link.is_ours else None
 
     def rest(self, seconds: float) -> None:
         """Let go of the connection for a while: others of this process need it more."""

@@ -28,7 +28,7 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 
 @dataclass(slots=True)
 class Answer:
-    """The rows of a statement, once they have arrived. They are decoded on demand, which takes as long as to get them."""
+    """The rows of a statement, once they are there; decoded on demand, which takes as long as to get them."""
 
     count: int = 0
     rows: Callable[[], list[tuple[Any, ...]]] = list

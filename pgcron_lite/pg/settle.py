@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import LiteralString
 
 from ..job import MAX_ERRORS, Outcome
+from .link import Link
+from .prepared import Answer
 from .rows import error_text
 from .statements import Statements
 
@@ -15,26 +19,33 @@ class Settling(Statements):
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
         """Write what became of running jobs. Returns the ids that are as their outcome says; the rest was not ours."""
+        with self.links.take() as link, self._settling(outcomes, link) as settled:
+            pass
+        return settled
+
+    @contextmanager
+    def _settling(self, outcomes: Sequence[Outcome], link: Link) -> Iterator[set[int]]:
+        """`settle`, under way during the block, and finished behind it."""
         # A claim ends once: of two outcomes for it the first counts.
         once = {(o.id, o.claim): o for o in reversed(outcomes)}.values()
         final = sorted((o for o in once if o.state != "queued"), key=lambda o: o.id)
         again = sorted((o for o in once if o.state == "queued"), key=lambda o: o.id)
         settled: set[int] = set()
-        if final:
-            settled |= self._finish(final)
+        with self._finish(final, link) if final else nullcontext(Answer()) as answer:
+            yield settled
+        settled.update(job_id for job_id, in answer.rows())
         if again:
-            settled |= self._put_back(again)
+            settled |= self._put_back(again, link)
         missing = [o for o in final if o.id not in settled]
         if missing:
-            settled |= self._settled_before(missing)
-        return settled
+            settled |= self._settled_before(missing, link)
 
-    def _finish(self, outcomes: Sequence[Outcome]) -> set[int]:
+    @contextmanager
+    def _finish(self, outcomes: Sequence[Outcome], link: Link) -> Iterator[Answer]:
         # One row after the other, by its key, and in the order of the arrays: that of the ids, as everywhere, so that
         # two such statements cannot deadlock. (A session of ours is planned without joins of whole sets, see `link`.)
         claims = {claim: str(claim) for claim in {o.claim for o in outcomes}}
-        rows = self._tuples(
-            """
+        statement: LiteralString = """
             with ended as materialized (
                 select *
                 from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[], %(results)s::json[],
@@ -60,21 +71,21 @@ class Settling(Statements):
             )
             select * from moved
             returning id
-            """,
-            {
-                "ids": _words(str(o.id) for o in outcomes),
-                "claims": _words(claims[o.claim] for o in outcomes),
-                "states": _words(o.state for o in outcomes),
-                # Most jobs have neither, and what is missing at the end of an array is null.
-                "results": [o.result for o in outcomes] if any(o.result is not None for o in outcomes) else [],
-                "errors": [error_text(o) for o in outcomes] if any(o.error is not None for o in outcomes) else [],
-                "most": MAX_ERRORS,
-            },
-        )
-        return {job_id for job_id, in rows}
+            """
+        values = {
+            "ids": _words(str(o.id) for o in outcomes),
+            "claims": _words(claims[o.claim] for o in outcomes),
+            "states": _words(o.state for o in outcomes),
+            # Most jobs have neither, and what is missing at the end of an array is null.
+            "results": [o.result for o in outcomes] if any(o.result is not None for o in outcomes) else [],
+            "errors": [error_text(o) for o in outcomes] if any(o.error is not None for o in outcomes) else [],
+            "most": MAX_ERRORS,
+        }
+        with link.asking(statement, values) as answer:
+            yield answer
 
-    def _put_back(self, outcomes: Sequence[Outcome]) -> set[int]:
-        rows = self._rows(
+    def _put_back(self, outcomes: Sequence[Outcome], link: Link) -> set[int]:
+        rows = link.rows(
             """
             with again as materialized (
                 select *
@@ -111,9 +122,9 @@ class Settling(Statements):
         )
         return {row.id for row in rows}
 
-    def _settled_before(self, outcomes: Sequence[Outcome]) -> set[int]:
+    def _settled_before(self, outcomes: Sequence[Outcome], link: Link) -> set[int]:
         """Of jobs no longer running under our claim, those that our own earlier write had ended."""
-        rows = self._rows(
+        rows = link.rows(
             """
             select h.id
             from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[]) as o (id, claim, state)

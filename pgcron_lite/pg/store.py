@@ -2,7 +2,8 @@
 
 The same verbs as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running job
 names its id and its claim; nothing changed is an answer, not an error. The statements live in the room of their
-verb: `enqueue`, `claim`, `settle`, `life`, `planning` and `ticking`, and `desk` and `schedules` for what people ask.
+verb: `enqueue`, `claim`, `settle`, `exchange`, `life`, `planning` and `ticking`, and `desk` and `schedules` for
+what people ask.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from collections.abc import Callable
 
 from ..errors import SchemaMismatch
 from . import migrate
-from .claim import Claiming
 from .desk import Desk
 from .enqueue import Enqueueing
+from .exchange import Exchanging
 from .life import Living
 from .listen import Listener
 from .planning import Planning
 from .schedules import ScheduleDesk
-from .settle import Settling
 from .ticking import Ticking
 
 
-class PostgresStore(Enqueueing, Claiming, Settling, Living, Planning, Ticking, Desk, ScheduleDesk):
+class PostgresStore(Enqueueing, Exchanging, Living, Planning, Ticking, Desk, ScheduleDesk):
     """The queue in a PostgreSQL database. Connects on first use; threads may share it."""
 
     def open_bell(self, tell: Callable[[], None]) -> Listener:
         """The doorbell as one worker hears it. Its socket ends the worker's sleep; `tell`, when it has one."""
-        return Listener(self.direct, self.schema, self.notify, tell)
+        self._bell = Listener(self.direct, self.schema, self.notify, tell)
+        return self._bell
 
     def check_schema(self) -> None:
         """Refuse a schema that is missing or does not fit this code, with the command that helps."""

@@ -4,6 +4,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
@@ -17,8 +18,10 @@ from pgcron_lite.job import Job, NewJob, Outcome, hand_back
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.pg import marks as marks_module
 from pgcron_lite.pg.address import address
-from pgcron_lite.pg.link import Params
+from pgcron_lite.pg.link import Link
+from pgcron_lite.pg.links import Links
 from pgcron_lite.pg.marks import BUSY_SHARE, IDLE_SHARE, LONGEST, ROW_SECONDS, SERIES, Marks
+from pgcron_lite.pg.prepared import Answer, Values
 from pgcron_lite.pg.store import PostgresStore
 
 ME = uuid.UUID(int=1)
@@ -450,17 +453,31 @@ def test_a_new_connection_starts_at_the_beginning(store: Watched, other: Watched
     assert store.starts == ["beginning", "marks", "marks", "beginning"]
 
 
-class CountingStore(PostgresStore):
-    """Counts the entries of the index of waiting jobs that a claim meets, of the living and of the dead."""
+def take_ten(store: PostgresStore, marks: Any) -> list[tuple[Any, ...]]:
+    """What a claim brings that starts at `marks`: a row for each job, and one more."""
+    with store._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, marks) as answer:
+        pass
+    return answer.rows()
+
+
+def ids_taken(store: PostgresStore, marks: Any) -> list[int]:
+    return sorted(row[0] for row in take_ten(store, marks)[:-1])
+
+
+class CountingLink(Link):
+    """Counts the entries of the index of waiting jobs that a statement meets, of the living and of the dead."""
 
     entries = 0
 
-    def _tuples(self, query: LiteralString, params: Params = None) -> list[tuple[Any, ...]]:
-        with self.links.take() as link, link.transaction() as conn:
-            rows = conn.cursor(row_factory=tuple_row).execute(query, params).fetchall()
+    @contextmanager
+    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        answer = Answer()
+        yield answer
+        with self.transaction() as conn:
+            rows = conn.cursor(row_factory=tuple_row).execute(query, values).fetchall()
             (met,) = conn.execute("select pg_stat_get_xact_tuples_returned('pgcron.jobs_waiting'::regclass)").fetchall()
         self.entries = met[0]
-        return rows
+        answer.count, answer.rows = len(rows), lambda: rows
 
 
 @pytest.mark.row(69)
@@ -478,19 +495,21 @@ def test_while_an_old_snapshot_is_held_a_claim_at_the_marks_does_not_walk_over_w
             jobs = claimed(store, batch)
             assert len(store.settle([Outcome(j.id, j.claim, "done") for j in jobs if j.claim])) == batch
         ids = enqueue(other, 30)
-        counting = CountingStore(address(pg_url, application="pgcron counting"), rings=False)
+        counting = PostgresStore(address(pg_url, application="pgcron counting"), rings=False)
+        link = CountingLink(counting.address, counting.schema)
+        counting.links = Links(lambda: link, 1)
 
-        at_the_marks, _ = counting._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, store._marks.last)
-        few = counting.entries
-        from_the_beginning, _ = counting._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, {})
-        many = counting.entries
+        at_the_marks = ids_taken(counting, store._marks.last)
+        few = link.entries
+        from_the_beginning = ids_taken(counting, {})
+        many = link.entries
         counting.close()
 
         # Each entry that has passed costs a visit of its row, for as long as the snapshot might want to see it.
         assert many > passing
         assert few <= 30
         # And both found what there is, and the rest is found as well.
-        assert [job.id for job in at_the_marks + from_the_beginning] == ids[:20]
+        assert at_the_marks + from_the_beginning == ids[:20]
         assert claim(store, 100) == ids[20:]
 
 
@@ -511,9 +530,9 @@ def test_a_claim_at_the_marks_touches_few_pages_while_an_old_snapshot_is_held(
         enqueue(other, 30)
         explaining = ExplainingStore(address(pg_url, application="pgcron plans"), rings=False)
 
-        explaining._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, store._marks.last)
+        take_ten(explaining, store._marks.last)
         at_the_marks = explaining.plan
-        explaining._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, {})
+        take_ten(explaining, {})
         from_the_beginning = explaining.plan
         explaining.close()
 
