@@ -2,6 +2,7 @@
 statements its outcomes take. Turned by hand, on both stores.
 """
 
+import contextlib
 import threading
 import time
 import uuid
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 from support import eventually
 
-from pgcron_lite import PgCron, current_job
+from pgcron_lite import PgCron, current_job, plan
 from pgcron_lite import worker as worker_module
-from pgcron_lite.errors import DatabaseUnavailable
-from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
+from pgcron_lite.errors import DatabaseRefused, DatabaseUnavailable
+from pgcron_lite.job import Exchange, Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.pace import MEMORY, MOST, SLOW_SECONDS
 from pgcron_lite.wake import Wake
 from pgcron_lite.worker import ATTENTIVE_SECONDS, STALE_SECONDS, WRITE_BEHIND_SECONDS, Worker
@@ -639,3 +640,188 @@ def test_a_hand_back_that_fails_is_made_again(
 
     gate.set()
     turn_until(worker, worker.is_idle)
+
+
+# In full swing
+
+
+def swing(worker: Worker, store: Any, ran: list[int]) -> list[int]:
+    """`worker` has run the first jobs of many; what it claims next it takes in a turn later. Returns the ids of all."""
+    ids = enqueue(store, 2000)
+    worker.look_soon()
+    worker.step()
+    eventually(lambda: len(worker.slots.ended) == len(ran) > 0 and not worker.slots.busy, PATIENCE)
+    return ids
+
+
+def held(store: Any, worker: Worker) -> list[int]:
+    return sorted(job.id for job in store.find(states=["running"], limit=2000) if job.worker == worker.id)
+
+
+def all_ran_once(worker: Worker, store: Any, ids: Sequence[int], ran: list[int]) -> None:
+    __tracebackhide__ = True
+    turn_until(worker, lambda: worker.is_idle() and len(ran) >= len(ids))
+    assert sorted(ran) == sorted(ids)
+    assert states(store, ids) == {"done"}
+    assert {store.get(job_id).attempt for job_id in ids} == {1}
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
+def test_in_full_swing_outcomes_are_written_with_the_next_claim(
+    store: Any, hire: Callable[..., Worker], ran: list[int]
+) -> None:
+    worker = hire(1)
+    ids = swing(worker, store, ran)
+    first = list(ran)
+
+    assert worker.step() == 0.0
+
+    assert states(store, first) == {"done"}
+    ahead = held(store, worker)
+    assert len(ahead) == worker.slots.enough
+    # Nobody has looked at them yet.
+    assert (worker.slots.busy, ran) == (0, first)
+    assert not set(worker.running) & set(ahead)
+    assert not worker.is_idle()
+    worker.step()
+    eventually(lambda: ran[len(first) :] == ahead, PATIENCE)
+    all_ran_once(worker, store, ids, ran)
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
+def test_no_more_is_held_in_full_swing_than_otherwise(
+    store: Any, hire: Callable[..., Worker], gate: Gate
+) -> None:
+    worker = hire(1)
+    enqueue(store, 400)
+    enqueue(store, 3000, task="wait")
+    worker.step()
+    eventually(lambda: len(worker.slots.ended) == 400, PATIENCE)
+
+    for _ in range(10):
+        worker.step()
+
+    assert 0 < len(held(store, worker)) <= worker.slots.count + MOST
+    worker.stop()
+    worker.step()
+    assert len(held(store, worker)) == 1
+
+
+@pytest.mark.row(10)
+@pytest.mark.usefixtures("nothing_goes_stale")
+@pytest.mark.parametrize("how", ["stop", "release"])
+def test_a_worker_that_stops_in_full_swing_hands_back_what_nobody_has_looked_at(
+    store: Any, hire: Callable[..., Worker], ran: list[int], how: str
+) -> None:
+    worker = hire(1)
+    swing(worker, store, ran)
+    worker.step()
+    first, ahead = list(ran), held(store, worker)
+    before = [store.get(job_id) for job_id in ahead]
+
+    if how == "stop":
+        worker.stop()
+        worker.step()
+        assert_unharmed(store, ahead, before)
+    else:
+        assert sorted(job.id for job in worker.release()) == ahead
+        assert {(store.get(i).state, store.get(i).attempt) for i in ahead} == {("queued", 0)}
+
+    assert worker.is_idle()
+    assert ran == first
+    assert held(store, worker) == []
+
+
+@pytest.mark.row(3)
+@pytest.mark.usefixtures("nothing_goes_stale")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_exchange_without_an_answer_loses_nothing_and_runs_nothing_twice(
+    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    worker = hire(1)
+    ids = swing(worker, store, ran)
+    exchange, failures = store.exchange, iter([moment])
+
+    @contextlib.contextmanager
+    def failing(*args: Any) -> Iterator[Any]:
+        fails = next(failures, None)
+        if fails == "before":
+            raise DatabaseUnavailable("the server is gone")
+        with exchange(*args) as answer:
+            yield answer
+        if fails == "after":
+            raise DatabaseUnavailable("the reply is lost")
+
+    monkeypatch.setattr(store, "exchange", failing)
+
+    all_ran_once(worker, store, ids, ran)
+    assert next(failures, None) is None
+    assert worker.report.lost == 0
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
+def test_an_outcome_that_cannot_be_stored_fails_alone_in_full_swing(
+    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = hire(1)
+    ids = swing(worker, store, ran)
+    unfit, settle = ran[7], store.settle
+
+    def picky(outcomes: Sequence[Outcome], *args: Any) -> Any:
+        if any(o.id == unfit and o.state == "done" for o in outcomes):
+            raise DatabaseRefused("no such text")
+        return settle(outcomes, *args)
+
+    @contextlib.contextmanager
+    def exchange(outcomes: Sequence[Outcome], *claim: Any) -> Iterator[Exchange]:
+        answer = Exchange()
+        yield answer
+        jobs = store.claim(*claim)
+        answer.count, answer.jobs = len(jobs), lambda: jobs
+        answer.settled = picky(outcomes)
+
+    monkeypatch.setattr(store, "settle", picky)
+    monkeypatch.setattr(store, "exchange", exchange)
+
+    turn_until(worker, lambda: worker.is_idle() and len(ran) >= len(ids))
+
+    assert sorted(ran) == ids
+    assert store.get(unfit).state == "failed"
+    assert states(store, [job_id for job_id in ids if job_id != unfit]) == {"done"}
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
+def test_nothing_is_asked_of_a_store_that_is_at_an_exchange(
+    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The jobs of ticks are admitted, and their ends are noted, by statements of their own.
+    worker = hire(1)
+    at_it, asked = [False], []
+    exchange = store.exchange
+
+    @contextlib.contextmanager
+    def noted(*args: Any) -> Iterator[Any]:
+        with exchange(*args) as answer:
+            at_it[0] = True
+            yield answer
+            at_it[0] = False
+
+    def watched(verb: str) -> Callable[..., Any]:
+        do = getattr(store, verb)
+
+        def ask(*args: Any) -> Any:
+            asked.append((verb, at_it[0]))
+            return do(*args)
+
+        return ask
+
+    monkeypatch.setattr(store, "exchange", noted)
+    for verb in ("admit", "close_ticks"):
+        monkeypatch.setattr(store, verb, watched(verb))
+    ids = enqueue(store, 1200) + enqueue(store, 1, headers={plan.SCHEDULE: "report"}) + enqueue(store, 1200)
+
+    all_ran_once(worker, store, ids, ran)
+
+    assert ("admit", False) in asked
+    assert ("close_ticks", False) in asked
+    assert {busy for _, busy in asked} == {False}

@@ -22,8 +22,8 @@ LAYERS = {
     },
     "app": {"task", "schedules", "handle", "app", "current", "discover"},
     "machines": {
-        "execute", "worker", "haul", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals", "heart",
-        "supervise", "start", "process", "green", "scheduler", "ping", "shell",
+        "execute", "worker", "haul", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals",
+        "heart", "supervise", "start", "process", "green", "scheduler", "ping", "shell",
     },
     "memory": {"memory"},
     "pg": {"pg"},

@@ -106,6 +106,53 @@ def test_a_worker_told_to_stop_hands_back_what_it_holds_and_nothing_runs_twice(
     audit.check()
 
 
+def is_in_full_swing(queue: Queue) -> bool:
+    """Hundreds have passed, and hundreds are on their way: outcomes are written while the next are claimed."""
+    [passed] = queue.rows("select count(*) from pgcron.history")
+    return bool(passed.count > 2000)
+
+
+@pytest.mark.row(4)
+@both_kinds
+def test_a_worker_killed_in_full_swing_loses_nothing_and_leaves_each_done_once(
+    queue: Queue, workers: Workers, audit: Audit, gevent: bool
+) -> None:
+    jobs = enqueue_many(queue, 12_000)
+    victim = workers.start(slots=SLOTS, gevent=gevent, ready=False)
+    eventually(lambda: is_in_full_swing(queue), PATIENCE)
+    victim.send(signal.SIGKILL)
+    assert victim.exit_code() == -signal.SIGKILL
+    [unfinished] = queue.rows("select count(*) from pgcron.jobs")
+    assert unfinished.count > 0
+
+    workers.start(slots=SLOTS, gevent=gevent)
+
+    all_done(queue, jobs)
+    assert set(times_begun(queue, jobs).values()) <= {1, 2}
+    moves = audit.check()
+    assert collections.Counter(move.job for move in moves if move.after == "done") == dict.fromkeys(jobs, 1)
+
+
+@pytest.mark.row(10)
+@both_kinds
+def test_a_worker_told_to_stop_in_full_swing_runs_nothing_twice(
+    queue: Queue, workers: Workers, audit: Audit, gevent: bool
+) -> None:
+    jobs = enqueue_many(queue, 12_000)
+    first = workers.start(slots=SLOTS, gevent=gevent, env=SLOW, ready=False)
+    eventually(lambda: is_in_full_swing(queue), PATIENCE)
+
+    assert first.stop() == 0
+
+    assert queue.rows("select from pgcron.jobs where state = 'running'") == []
+    [left] = queue.rows("select count(*) from pgcron.jobs where state = 'queued' and attempt = 0 and not alone")
+    assert left.count > 0
+    workers.start(slots=SLOTS, gevent=gevent, env=SLOW)
+    all_done(queue, jobs)
+    assert set(times_begun(queue, jobs).values()) == {1}
+    audit.check()
+
+
 @pytest.mark.row(7)
 @both_kinds
 def test_a_worker_that_was_frozen_with_many_jobs_in_hand_begins_none_that_others_have_run(
