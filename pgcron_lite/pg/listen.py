@@ -98,7 +98,7 @@ class Listener:
         return rung, self._until_next_look()
 
     def lent(self) -> Link | None:
-        """The connection, for who turns the listener and does not wait for the bell just now; None if it is not sure."""
+        """The connection, for who turns the listener and is not waiting for the bell; None if it is not sure."""
         return self._link if self.is_live and self._link is not None and self._link.is_ours else None
 
     def rest(self, seconds: float) -> None:
