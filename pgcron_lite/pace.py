@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Work for so many seconds is held, and at most so many jobs.
-AHEAD_SECONDS, MOST = 0.05, 1000
+# Work for so many seconds is held, and at most so many jobs: what the shortest take, with all that is around them.
+AHEAD_SECONDS, MOST = 0.05, 2000
 # Over how many jobs the pace is averaged.
 MEMORY = 64
 # Slower than this, and nothing is held: a free slot is filled as fast by a claim.

@@ -188,7 +188,7 @@ class Settling(Statements):
 def _first_of_each_claim(outcomes: Sequence[Outcome]) -> Iterable[Outcome]:
     """A claim ends once: of two outcomes for it the first counts."""
     if len({o.id for o in outcomes}) == len(outcomes):
-        # As always but after trouble; a token takes longer to be hashed than all the rest that is done about a job here.
+        # As always but after trouble. To hash a token takes longer than all the rest that is done about a job here.
         return outcomes
     return {(o.id, o.claim): o for o in reversed(outcomes)}.values()
 
