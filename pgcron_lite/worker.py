@@ -1,7 +1,7 @@
 """The worker: claims jobs into free slots, writes down what became of them, and looks after the dead.
 
 It is a machine: `step()` does what is due and returns how many seconds it may sleep. It never sleeps itself, so a
-test turns it by hand. Everything that waits for the database waits here, on one connection, and in the heart.
+test turns it by hand. Everything that waits for the database waits here, and in the heart.
 """
 
 from __future__ import annotations

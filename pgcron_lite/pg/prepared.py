@@ -16,7 +16,7 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg.adapt import Transformer
-from psycopg.generators import execute, fetch_many, pipeline_communicate
+from psycopg.generators import execute, fetch_many, pipeline_communicate, send
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
@@ -124,6 +124,8 @@ class Prepared:
     def _answers(self, commands: deque[Callable[[], None]], transactions: int) -> list[list[PGresult]]:
         self._pgconn.enter_pipeline_mode()
         arrived = self._conn.wait(pipeline_communicate(self._pgconn, commands))
+        # It leaves what does not fit into the socket to whoever writes next, and that is us, for we only read now.
+        self._conn.wait(send(self._pgconn))
         answers: list[list[PGresult]] = [[]]
         while len(answers) <= transactions:
             for result in arrived.pop(0) if arrived else self._conn.wait(fetch_many(self._pgconn)):

@@ -1,5 +1,7 @@
 """Statements that a session knows by name: what they carry, what they say when they fail, and how often they travel."""
 
+import os
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
+from support import eventually
 
 from pgcron_lite.pg.prepared import Prepared
 
@@ -100,3 +103,87 @@ def test_what_follows_fails_on_its_own(conn: Any, prepared: Prepared, then: Any,
     assert [row[0] for row in things(conn)] == [*range(times), 9]
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     assert prepared.run_then(INSERT, thing(8), "select") is None
+
+
+# Asking, and going on while the server works
+
+ECHO = "select * from unnest(%(texts)s::text[], %(numbers)s::bigint[]) as echo (text, number)"
+
+
+def asked(prepared: Prepared, texts: list[str | None], numbers: list[int | None]) -> list[tuple[Any, ...]]:
+    with prepared.asking(ECHO, {"texts": texts, "numbers": numbers}) as answer:
+        pass
+    assert answer.count == len(answer.rows())
+    return answer.rows()
+
+
+def test_lists_arrive_as_they_are(prepared: Prepared) -> None:
+    texts = ["", "null", 'a "quoted" \\ word', "{x,y}", " ", "\n", "\N{GRINNING FACE}", None]
+    numbers = [0, -1, 2**63 - 1, -(2**63), None, 5, 6, 7]
+
+    # The first time with the text of the statement, then by its name.
+    for _ in range(2):
+        assert asked(prepared, texts, numbers) == list(zip(texts, numbers, strict=True))
+    assert asked(prepared, [], []) == []
+
+
+def test_lists_are_sent_and_answers_read_in_the_encoding_of_the_connection(conn: Any) -> None:
+    conn.execute("set client_encoding to latin1")
+    prepared = Prepared(conn)
+
+    for _ in range(2):
+        assert asked(prepared, ["\u00e4\u00df"], [1]) == [("\u00e4\u00df", 1)]
+
+
+def test_a_nul_in_a_list_is_refused(prepared: Prepared) -> None:
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        asked(prepared, ["a\0b"], [1])
+
+    assert asked(prepared, ["ab"], [1]) == [("ab", 1)]
+
+
+def test_the_server_works_while_the_asker_does_something_else(conn: Any, prepared: Prepared, pg_url: str) -> None:
+    insert = "insert into public.things values (%(id)s, null, null) returning id"
+    with prepared.asking(insert, {"id": 1}):
+        pass
+
+    with prepared.asking(insert, {"id": 2}) as answer, psycopg.connect(pg_url, autocommit=True) as other:
+        eventually(lambda: len(things(other)) == 2)
+        assert answer.count == 0
+
+    assert answer.rows() == [(2,)]
+
+
+@pytest.fixture
+def narrow(conn: psycopg.Connection[Any]) -> Prepared:
+    """On a connection that takes little at once, as a distant server's does."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return Prepared(conn)
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_what_is_too_long_to_be_sent_at_once_arrives_whole(conn: Any, narrow: Prepared, uses: int) -> None:
+    name = "x" * 300_000
+
+    for number in range(uses):
+        narrow.run(INSERT, thing(number, name))
+        narrow.run_then(INSERT, thing(10 + number, name), "select")
+        assert asked(narrow, [name, name], [1, 2]) == [(name, 1), (name, 2)]
+
+    assert [len(row[1]) for row in things(conn)] == [len(name)] * 2 * uses
+
+
+def test_an_answer_that_is_an_error_is_raised_behind_the_block_and_the_session_goes_on(prepared: Prepared) -> None:
+    divide = "select 1 / %(by)s::int as result"
+
+    for by in (0, 1, 0, 2):
+        if by:
+            with prepared.asking(divide, {"by": by}) as answer:
+                pass
+            assert answer.rows() == [(1 // by,)]
+        else:
+            went_on = []
+            with pytest.raises(errors.DivisionByZero), prepared.asking(divide, {"by": by}):
+                went_on.append(True)
+            assert went_on
