@@ -363,6 +363,8 @@ def test_a_commit_that_waits_for_a_missing_standby_holds_no_enqueue_up_by_its_no
     queue.rows("alter system set synchronous_commit = 'local'")
     queue.rows("select pg_reload_conf()")
     eventually(lambda: queue.rows("select current_setting('synchronous_standby_names') as names")[0].names == "ghost")
+    # Commits wait once the checkpointer has read it too, which it does before any checkpoint.
+    queue.rows("checkpoint")
     with a_stuck_commit(queue.url) as stuck:
         # It holds the lock that every commit with a notice takes, on the whole server.
         eventually(lambda: queue.rows("select pid from pg_stat_activity where wait_event = 'SyncRep'"))
