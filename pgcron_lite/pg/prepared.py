@@ -77,7 +77,7 @@ class Prepared:
             yield answer
             (results,) = self._run_together((statement, values))
         self._check(results)
-        answer.count, answer.rows = results[-1].ntuples, partial(_decoded, self._conn, results[-1])
+        answer.count, answer.rows = results[-1].ntuples, self._reader(results[-1])
 
     def run_then(self, query: LiteralString, values: Values, then: LiteralString) -> psycopg.Error | None:
         """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
@@ -136,6 +136,12 @@ class Prepared:
         self._pgconn.exit_pipeline_mode()
         return answers[:-1]
 
+    def _reader(self, result: PGresult) -> Callable[[], list[tuple[Any, ...]]]:
+        """Decodes the rows when it is called. The connection, which tells how, may be closed by then."""
+        reader = Transformer(self._conn)
+        reader.set_pgresult(result)
+        return lambda: reader.load_rows(0, result.ntuples, tuple)
+
     def _check(self, results: Iterable[PGresult]) -> None:
         if error := self._refusal(results):
             raise error
@@ -161,12 +167,6 @@ def array(items: Sequence[Any]) -> str:
 def _quoted(item: str) -> str:
     escaped = item.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _decoded(conn: psycopg.Connection[Any], result: PGresult) -> list[tuple[Any, ...]]:
-    reader = Transformer(conn)
-    reader.set_pgresult(result)
-    return reader.load_rows(0, result.ntuples, tuple)
 
 
 def encoding_of(conn: psycopg.Connection[Any]) -> str:

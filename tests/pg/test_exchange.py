@@ -177,6 +177,16 @@ def test_a_connection_that_is_lost_meanwhile_costs_nothing(
     assert states(desk) == {"done": 8}
 
 
+def test_what_was_claimed_is_there_though_the_connection_is_lost_before_anybody_looks(store: PostgresStore) -> None:
+    jobs = taken(store, 3)
+    with store.exchange(done(jobs), ME, uuid.uuid4(), ["*"], ["add"], 3) as exchange:
+        pass
+
+    store.close()
+
+    assert [job.state for job in exchange.jobs()] == ["running"] * 3
+
+
 def test_an_outcome_that_cannot_be_stored_is_refused_and_the_claim_is_kept(
     store: PostgresStore, desk: "psycopg.Connection[Any]"
 ) -> None:

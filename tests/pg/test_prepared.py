@@ -2,6 +2,7 @@
 
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -172,6 +173,20 @@ def test_what_is_too_long_to_be_sent_at_once_arrives_whole(conn: Any, narrow: Pr
         assert asked(narrow, [name, name], [1, 2]) == [(name, 1), (name, 2)]
 
     assert [len(row[1]) for row in things(conn)] == [len(name)] * 2 * uses
+
+
+def test_what_has_arrived_can_be_read_when_the_connection_is_gone(conn: Any, prepared: Prepared) -> None:
+    query = """
+        select 'ä', 7::int8, '2026-03-01 12:00Z'::timestamptz, '{a,b}'::text[], '{"a": 1}'::jsonb,
+               '00000000-0000-0000-0000-000000000001'::uuid
+    """
+    with prepared.asking(query, {}) as answer:
+        pass
+
+    conn.close()
+
+    moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert answer.rows() == [("ä", 7, moment, ["a", "b"], {"a": 1}, uuid.UUID(int=1))]
 
 
 def test_an_answer_that_is_an_error_is_raised_behind_the_block_and_the_session_goes_on(prepared: Prepared) -> None:
