@@ -505,6 +505,37 @@ def test_the_last_errors_are_kept(store: Any) -> None:
     assert [e["error"] for e in store.get(job_id).errors] == [f"{n}" for n in range(4, MAX_ERRORS + 3)] + ["last"]
 
 
+# Settling and claiming in one go
+
+
+def test_an_exchange_settles_and_claims(store: Any) -> None:
+    ours, lost = take(store), take(store, OTHER)
+    store.reap([(OTHER, None)])
+    ids, token = enqueue(store, 3), uuid.uuid4()
+
+    outcomes = [outcome(ours, "done", result="7"), outcome(lost, "done")]
+    with store.exchange(outcomes, ME, token, EVERY_QUEUE, TASKS, 2) as exchange:
+        pass
+
+    jobs = exchange.jobs()
+    assert exchange.settled == {ours.id}
+    assert (store.get(ours.id).state, store.get(ours.id).result) == ("done", "7")
+    assert store.get(lost.id).state == "queued"
+    assert exchange.count == 2
+    assert [(job.id, job.state, job.claim, job.worker, job.attempt) for job in jobs] == [
+        (job_id, "running", token, ME, 1) for job_id in ids[:2]
+    ]
+    assert [store.get(job_id) for job_id in ids[:2]] == jobs
+    assert store.get(ids[2]).state == "queued"
+
+
+def test_an_exchange_of_nothing_for_nothing_is_one(store: Any) -> None:
+    with store.exchange([], ME, uuid.uuid4(), EVERY_QUEUE, TASKS, 10) as exchange:
+        pass
+
+    assert (exchange.settled, exchange.count, exchange.jobs()) == (set(), 0, [])
+
+
 # Living and dying
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from support import eventually
 from tripwire import Tripwire
-from workers import PATIENCE, QUICK, SLOW, Audit, Queue, Workers
+from workers import PATIENCE, QUICK, SLOW, Audit, Queue, WorkerProcess, Workers
 
 from pgcron_lite.embedded import EmbeddedPostgres
 
@@ -44,6 +44,20 @@ def all_done(queue: Queue, jobs: Sequence[int]) -> None:
 def holds_more_than_it_runs(queue: Queue) -> bool:
     [held] = queue.rows("select count(*) from pgcron.jobs where state = 'running'")
     return bool(held.count > 2 * SLOTS)
+
+
+def stop_and_have_others_finish(
+    queue: Queue, workers: Workers, first: WorkerProcess, jobs: Sequence[int], gevent: bool
+) -> None:
+    """What `first` held goes back unharmed, and nothing runs twice."""
+    __tracebackhide__ = True
+    assert first.stop() == 0
+    assert queue.rows("select from pgcron.jobs where state = 'running'") == []
+    [left] = queue.rows("select count(*) from pgcron.jobs where state = 'queued' and attempt = 0 and not alone")
+    assert left.count > 0
+    workers.start(slots=SLOTS, gevent=gevent, env=SLOW)
+    all_done(queue, jobs)
+    assert set(times_begun(queue, jobs).values()) == {1}
 
 
 @pytest.mark.row(2)
@@ -95,14 +109,7 @@ def test_a_worker_told_to_stop_hands_back_what_it_holds_and_nothing_runs_twice(
     first = workers.start(slots=SLOTS, gevent=gevent, env=SLOW)
     eventually(lambda: holds_more_than_it_runs(queue), PATIENCE)
 
-    assert first.stop() == 0
-
-    assert queue.rows("select from pgcron.jobs where state = 'running'") == []
-    [left] = queue.rows("select count(*) from pgcron.jobs where state = 'queued' and attempt = 0 and not alone")
-    assert left.count > 0
-    workers.start(slots=SLOTS, gevent=gevent, env=SLOW)
-    all_done(queue, jobs)
-    assert set(times_begun(queue, jobs).values()) == {1}
+    stop_and_have_others_finish(queue, workers, first, jobs, gevent)
     audit.check()
 
 
@@ -142,14 +149,7 @@ def test_a_worker_told_to_stop_in_full_swing_runs_nothing_twice(
     first = workers.start(slots=SLOTS, gevent=gevent, env=SLOW, ready=False)
     eventually(lambda: is_in_full_swing(queue), PATIENCE)
 
-    assert first.stop() == 0
-
-    assert queue.rows("select from pgcron.jobs where state = 'running'") == []
-    [left] = queue.rows("select count(*) from pgcron.jobs where state = 'queued' and attempt = 0 and not alone")
-    assert left.count > 0
-    workers.start(slots=SLOTS, gevent=gevent, env=SLOW)
-    all_done(queue, jobs)
-    assert set(times_begun(queue, jobs).values()) == {1}
+    stop_and_have_others_finish(queue, workers, first, jobs, gevent)
     audit.check()
 
 
