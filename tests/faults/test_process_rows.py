@@ -204,6 +204,9 @@ def test_others_work_on_while_a_worker_is_frozen_in_the_middle_of_its_claim(
     with Tripwire(queue.url, CLAIM, "within the transaction", lambda: frozen.freeze()) as wire:
         frozen = workers.start(url=wire.url, ready=False, slots=1)
         assert wire.has_tripped.wait(PATIENCE)
+        # It has written, and the server waits for what comes behind.
+        within = "select 1 from pg_stat_activity where backend_xid is not null and wait_event = 'ClientRead'"
+        eventually(lambda: queue.rows(f"{within} and datname = current_database()"))
         workers.start()
         others = [queue.enqueue("nap") for _ in range(5)]
         for job in others:

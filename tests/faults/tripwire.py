@@ -66,25 +66,33 @@ class Tripwire:
                     if self._moment == "before the statement":
                         return self._spring(client, server)
                     if self._moment == "within the transaction":
-                        server.sendall(chunk[: self._end_of_statement(chunk)])
+                        server.sendall(self._statement_from(chunk, client))
                         self.has_tripped.set()
                         return self._trip()
                     armed.set()
                 server.sendall(chunk)
         _shut(server)
 
-    def _end_of_statement(self, chunk: bytes) -> int:
-        """Where, in messages as the client sends them (a letter, a length, the rest), the next statement begins."""
+    def _statement_from(self, chunk: bytes, client: socket.socket) -> bytes:
+        """All up to the end of the statement, which a client may send in pieces."""
+        while (end := self._end_of_statement(chunk)) is None:
+            if not (more := client.recv(65536)):
+                break
+            chunk += more
+        return chunk[:end]
+
+    def _end_of_statement(self, sent: bytes) -> int | None:
+        """Where, in messages as the client sends them (a letter, a length, the rest), what follows it begins."""
         place, found, bound = 0, False, False
-        while place < len(chunk):
-            kind, size = chunk[place : place + 1], int.from_bytes(chunk[place + 1 : place + 5], "big") + 1
+        while place < len(sent):
+            kind, size = sent[place : place + 1], int.from_bytes(sent[place + 1 : place + 5], "big") + 1
             # Parse, or a Bind of what was parsed before, is how a statement begins; Sync may commit.
             if found and (kind == b"P" or (kind in b"BS" and bound)):
-                break
-            found = found or self._words in chunk[place : place + size]
+                return place
+            found = found or self._words in sent[place : place + size]
             bound = found and (bound or kind == b"B")
             place += size
-        return place
+        return None
 
     def _to_client(self, client: socket.socket, server: socket.socket, armed: threading.Event) -> None:
         held = b""
