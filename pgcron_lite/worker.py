@@ -357,6 +357,7 @@ class Worker:
             self._settle()
 
     def _begin(self, jobs: Sequence[Job], asked_at: float) -> None:
+        self._pace.weigh([len(job.args) for job in jobs])
         # Not since the reply: a process frozen before it reads that has jobs that are others' by now.
         self.running.update((job.id, job) for job in jobs)
         self.slots.put(*jobs, since=asked_at)

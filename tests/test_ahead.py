@@ -3,6 +3,7 @@ statements its outcomes take. Turned by hand, on both stores.
 """
 
 import contextlib
+import json
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ import pytest
 from support import eventually
 
 from pgcron_lite import PgCron, current_job, plan
+from pgcron_lite import pace as pace_module
 from pgcron_lite import worker as worker_module
 from pgcron_lite.errors import DatabaseRefused, DatabaseUnavailable
 from pgcron_lite.job import Exchange, Job, NewJob, Outcome, WorkerCard
@@ -203,6 +205,27 @@ def test_the_most_that_may_be_held_is_a_bound(store: Any, hire: Callable[..., Wo
     assert len(worker.running) == MOST + 2
     assert states(store, [*waiting, *ids[:MOST]]) == {"running"}
     assert states(store, ids[MOST:]) == {"queued"}
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
+def test_of_jobs_with_large_arguments_few_are_held(
+    app: PgCron, store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.task(lambda text: None, name="read")
+    large = json.dumps({"text": "x" * 1000})
+    monkeypatch.setattr(pace_module, "AHEAD_SIZE", 10 * len(large))
+    worker = hire(1)
+    known = enqueue(store, MEMORY, "read", args=large)
+    worker.look_soon()
+    turn_until(worker, lambda: states(store, known) == {"done"})
+    enqueue(store, 1, "wait")
+    ids = enqueue(store, 100, "read", args=large)
+
+    for _ in range(3):
+        worker.look_soon()
+        worker.step()
+
+    assert [store.get(i).state for i in ids] == ["running"] * 10 + ["queued"] * 90
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgcron_lite.pace import AHEAD_SECONDS, MEMORY, MOST, SLOW_SECONDS, Pace
+from pgcron_lite.pace import AHEAD_SECONDS, AHEAD_SIZE, MEMORY, MOST, SLOW_SECONDS, Pace
 
 QUICK = 0.001
 
@@ -122,4 +122,33 @@ def test_a_short_wait_does_not_make_slow_tasks_quick() -> None:
     pace.slow_down(0.0)
 
     assert pace.seconds == before
+    assert pace.ahead == 0
+
+
+@pytest.mark.parametrize("size", [5_000, 100_000, 256_000])
+def test_of_large_arguments_as_many_are_held_as_memory_is_meant_for_them(size: int) -> None:
+    pace = Pace(4)
+    pace.learn([0.0] * MEMORY)
+
+    pace.weigh([size] * MEMORY)
+
+    assert pace.ahead == AHEAD_SIZE // size < MOST
+
+
+def test_small_arguments_take_nothing_away() -> None:
+    pace = Pace(4)
+    pace.learn([0.0] * MEMORY)
+
+    pace.weigh([2] * MEMORY)
+    pace.weigh([])
+
+    assert pace.ahead == MOST
+
+
+def test_arguments_larger_than_all_that_may_be_held_are_left_in_the_table() -> None:
+    pace = Pace(4)
+    pace.learn([0.0] * MEMORY)
+
+    pace.weigh([AHEAD_SIZE + 1] * MEMORY)
+
     assert pace.ahead == 0
