@@ -28,6 +28,8 @@ autodoc_typehints = "signature"
 html_theme = "flask"
 html_title = f"pgcron_lite {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
 
 
 def setup(app: Sphinx) -> None:

@@ -15,6 +15,7 @@ from pgcron_lite import PgCron, current_job
 from pgcron_lite.errors import DatabaseUnavailable, PgCronError
 from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
+from pgcron_lite.pace import MEMORY
 from pgcron_lite.worker import LONGEST_PAUSE, SERIES, Worker, check_slots
 
 
@@ -384,9 +385,10 @@ class Watching(MemoryStore):
 def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(app: PgCron) -> None:
     store = Watching()
     store.worker = worker = hire(app, store)
-    enqueue(store, 20_000)
+    worker._pace.learn([0.0] * MEMORY)
+    enqueue(store, 6000)
 
-    turn_until(worker, lambda: len(store.unwritten["claim"]) > 1 and worker.is_idle())
+    turn_until(worker, lambda: store.unwritten["claim_suspect"] and worker.is_idle())
     worker.slots.close()
 
     assert max(store.unwritten["claim"]) >= SERIES
