@@ -1,7 +1,8 @@
 """How many jobs to hold beside those that run: what is done in the blink of an eye, and nothing when tasks are slow.
 
 A claim costs a trip to the database and a commit. Jobs that take a few microseconds are claimed by the hundred, so
-that the slots need not wait for it; jobs that take seconds are left where any other worker can take them.
+that the slots need not wait for it; jobs that take seconds are left where any other worker can take them. Of those
+with large arguments only dozens are held: it is memory that others need.
 """
 
 from __future__ import annotations
