@@ -250,9 +250,7 @@ class Worker:
         limit = min(self._room(), self.slots.enough)
         if limit == 0:
             return False
-        ended = self.slots.collect()
-        self._pace.learn([each.seconds for each in ended])
-        self._ledger.add(ended)
+        self._ledger.add(self._collect())
         claim, asked_at = uuid.uuid4(), self._clock()
         self._look_at, self._poll_at = math.inf, asked_at + self.poll_seconds
         # Until the answer is there.
@@ -393,9 +391,13 @@ class Worker:
 
     def _settle(self) -> None:
         """Write down what ended, then say so."""
+        self._written(self._ledger.write(self._collect()))
+
+    def _collect(self) -> list[Ended]:
+        """What has ended, and what it says about what comes next."""
         ended = self.slots.collect()
-        self._pace.learn([each.seconds for each in ended])
-        self._written(self._ledger.write(ended))
+        self._pace.learn([each.seconds for each in ended], [len(each.outcome.result or "") for each in ended])
+        return ended
 
     def _written(self, written: Sequence[tuple[Ended, bool]]) -> None:
         """This was written, and was ours or not."""

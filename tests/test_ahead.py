@@ -229,6 +229,28 @@ def test_of_jobs_with_large_arguments_few_are_held(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
+def test_of_jobs_with_large_results_few_are_held(
+    app: PgCron, store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.task(lambda: "x" * 998, name="write")
+    monkeypatch.setattr(pace_module, "AHEAD_SIZE", 10 * 1002)
+    worker = hire(1)
+    known = enqueue(store, MEMORY, "write")
+    worker.look_soon()
+    turn_until(worker, lambda: states(store, known) == {"done"})
+    worker._pace.learn([0.0001] * MEMORY)
+    enqueue(store, 1, "wait")
+    ids = enqueue(store, 100, "write")
+
+    for _ in range(3):
+        worker.look_soon()
+        worker.step()
+
+    # They may have ended one by one, and then they count for a little less.
+    assert 10 <= [store.get(i).state for i in ids].count("running") <= 16
+
+
+@pytest.mark.usefixtures("nothing_goes_stale")
 def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
     store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,11 +135,21 @@ def test_of_large_arguments_as_many_are_held_as_memory_is_meant_for_them(size: i
     assert pace.ahead == AHEAD_SIZE // size < MOST
 
 
+def test_large_results_which_wait_to_be_written_count_like_arguments() -> None:
+    pace = Pace(4)
+
+    pace.weigh([AHEAD_SIZE // 200] * MEMORY)
+    pace.learn([0.0] * MEMORY, [AHEAD_SIZE // 50] * MEMORY)
+
+    assert pace.ahead == 40
+
+
 def test_small_arguments_take_nothing_away() -> None:
     pace = Pace(4)
     pace.learn([0.0] * MEMORY)
 
     pace.weigh([2] * MEMORY)
+    pace.learn([0.0] * MEMORY, [4] * MEMORY)
     pace.weigh([])
 
     assert pace.ahead == MOST
