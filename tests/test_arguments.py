@@ -8,6 +8,8 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+import pydantic
 import pytest
 
 from pgcron_lite.arguments import Arguments
@@ -182,7 +184,6 @@ def test_an_annotation_that_cannot_be_resolved_costs_the_others_nothing():
 
 
 def test_a_pydantic_model_comes_back():
-    pydantic = pytest.importorskip("pydantic")
     user = pydantic.create_model("User", name=(str, ...), age=(int, 3))
 
     def task(user: user) -> Any:  # type: ignore[valid-type]
@@ -192,7 +193,6 @@ def test_a_pydantic_model_comes_back():
 
 
 def test_a_msgspec_struct_comes_back():
-    msgspec = pytest.importorskip("msgspec")
     user = msgspec.defstruct("User", [("name", str), ("born", date)])
 
     def task(user: user) -> Any:  # type: ignore[valid-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import eventually
 
 import pgcron_lite
@@ -156,8 +157,6 @@ def test_every_host_gives_a_worker_more_time_than_its_grace() -> None:
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "render.yaml"])
 def test_the_yaml_files_can_be_read(name: str) -> None:
-    yaml = pytest.importorskip("yaml")
-
     assert "services" in yaml.safe_load((DEPLOY / name).read_text())
 
 

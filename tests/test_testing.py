@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import flask
 import psycopg
 import pytest
 import sqlalchemy
@@ -256,8 +257,6 @@ def test_a_block_whose_test_has_left_a_thread_behind_ends_and_says_so(
 
 
 def test_the_settings_of_a_flask_app_come_in_the_block_as_well(shop: Shop) -> None:
-    flask = pytest.importorskip("flask")
-
     for _ in range(2):
         with shop.app.testing() as t:
             web = flask.Flask("shop")

@@ -12,15 +12,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import flask
+import flask_sqlalchemy
 import pytest
+import sqlalchemy
 
 import pgcron_lite
 from pgcron_lite import PgCron, Retry, current_job, process
+from pgcron_lite.contrib.flask import settings_of
 from pgcron_lite.errors import ConfigError, OptionError, SetupFinished
-
-flask = pytest.importorskip("flask")
-
-from pgcron_lite.contrib.flask import settings_of  # noqa: E402 - needs flask
 
 DEADLINE = 60
 
@@ -135,7 +135,6 @@ def test_the_database_of_sqlalchemy_is_used_without_the_name_of_its_driver(monke
 
 
 def test_a_url_object_of_sqlalchemy_keeps_its_password(monkeypatch):
-    sqlalchemy = pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("PGCRON_DATABASE_URL", raising=False)
     url = sqlalchemy.URL.create("postgresql+psycopg", "ada", "s/e@c", "host", database="db")
 
@@ -325,9 +324,8 @@ def test_after_the_worker_another_app_may_come(cron):
 @pytest.fixture
 def shop(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Flask app with a database, and a PgCron that gets to it by the config of SQLAlchemy."""
-    sqlalchemy = pytest.importorskip("flask_sqlalchemy")
     monkeypatch.delenv("PGCRON_DATABASE_URL", raising=False)
-    db, cron = sqlalchemy.SQLAlchemy(), PgCron("shop")
+    db, cron = flask_sqlalchemy.SQLAlchemy(), PgCron("shop")
 
     class Order(db.Model):  # type: ignore[name-defined,misc]
         id = db.Column(db.Integer, primary_key=True)

@@ -10,16 +10,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+import psycopg2
+import psycopg_pool
 import pytest
+import sqlalchemy
 from psycopg import sql
 from psycopg.rows import dict_row, namedtuple_row, scalar_row
+from sqlalchemy import orm
 from support import eventually
 
 from pgcron_lite import PgCron
 from pgcron_lite.errors import OptionError, PgCronError
-
-sqlalchemy = pytest.importorskip("sqlalchemy")
-orm = pytest.importorskip("sqlalchemy.orm")
 
 
 @pytest.fixture
@@ -91,7 +92,6 @@ def scoped(url: str) -> Any:
 
 
 def session_on_psycopg2(url: str) -> Any:
-    pytest.importorskip("psycopg2")
     return alchemy(url, "psycopg2", orm.Session)
 
 
@@ -439,9 +439,7 @@ def alchemy_engine(url: str) -> Any:
 
 
 def test_a_pool_is_refused_and_its_connections_are_not(app, pg_url, jobs):
-    pool = pytest.importorskip("psycopg_pool")
-
-    with pool.ConnectionPool(pg_url, min_size=1, max_size=1, open=True) as connections:
+    with psycopg_pool.ConnectionPool(pg_url, min_size=1, max_size=1, open=True) as connections:
         with pytest.raises(OptionError, match=r"this is a pool; take a connection from it"):
             app.tasks["add"].options(conn=connections).delay(1)
         with connections.connection() as conn:
@@ -451,8 +449,6 @@ def test_a_pool_is_refused_and_its_connections_are_not(app, pg_url, jobs):
 
 
 def test_a_connection_of_psycopg2_is_refused_and_the_function_works_on_it(app, pg_url, jobs):
-    psycopg2 = pytest.importorskip("psycopg2")
-
     with contextlib.closing(psycopg2.connect(pg_url)) as conn:
         with pytest.raises(OptionError, match=r"select pgcron\.enqueue\('task'"):
             app.tasks["add"].options(conn=conn).delay(1)

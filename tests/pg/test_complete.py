@@ -7,6 +7,8 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy
+from sqlalchemy.orm import Session
 from support import eventually, running
 
 from pgcron_lite import PgCron, PgCronError, current_job
@@ -218,9 +220,6 @@ def test_a_completion_without_a_result_gives_none(app, pg_url, ledger):
 
 
 def test_a_session_of_sqlalchemy_completes_a_job(app, pg_url, ledger):
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    from sqlalchemy.orm import Session
-
     engine = sqlalchemy.create_engine(pg_url.replace("postgresql://", "postgresql+psycopg://"))
 
     @app.task(name="book")
