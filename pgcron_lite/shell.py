@@ -27,6 +27,8 @@ from .errors import OptionError, PgCronError
 MOST_OUTPUT, MOST_TOLD = 32_000, 1_500
 # From SIGTERM to SIGKILL.
 GRACE_SECONDS = 5.0
+# What a start may take when this process is about to end.
+START_SECONDS = 1.0
 # How often to look whether the command has ended, when something else holds its output open ...
 LOOK_SECONDS = 0.25
 # ... and how often, and for how long, to look for output when it has. A pipe is read empty by that: all that the
@@ -82,7 +84,10 @@ def run(
 
 
 def kill_all() -> None:
-    """Kill what is still running, before this process ends without its threads: nobody would watch it any more."""
+    """Kill what is still running, and let nothing be started any more: this process ends without its threads, and
+    nobody would watch it."""
+    # It is not given back. Whose start hangs, on a file system that has gone away, does not hold up the end.
+    _starting.acquire(timeout=START_SECONDS)
     for group, process in list(_groups.items()):
         # In a forked copy of this process they are not ours to kill.
         if process == os.getpid():
@@ -91,6 +96,8 @@ def kill_all() -> None:
 
 # The process group of each command that runs, and the process that watches it.
 _groups: dict[int, int] = {}
+# Held from before a command is there until it is in the list above.
+_starting = threading.Lock()
 
 atexit.register(kill_all)
 
@@ -109,7 +116,7 @@ class _Child:
 
     def start(self, command: str, stdin: str | None, environment: Mapping[str, str], cwd: str | None) -> None:
         shell = environment.get("SHELL") or "/bin/sh"
-        with contextlib.ExitStack() as theirs, _undisturbed():
+        with _starting, contextlib.ExitStack() as theirs, _undisturbed():
             try:
                 self._input = memoryview((stdin or "").encode("utf-8", "surrogateescape"))
                 subprocess.Popen.__init__(
@@ -128,7 +135,7 @@ class _Child:
                 raise OptionError(
                     f"a command, its input and its environment are text without NUL characters: {error}"
                 ) from error
-        _groups[self.process.pid] = os.getpid()
+            _groups[self.process.pid] = os.getpid()
 
     def attend(self, until: float, seconds: float) -> None:
         """Give the command its input and take its output until it has ended."""

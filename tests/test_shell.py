@@ -497,6 +497,50 @@ def test_what_runs_when_the_process_ends_is_killed(tmp_path, end):
         eventually(lambda: not is_alive(pid_in(noted)), within=PATIENCE)
 
 
+def test_what_is_being_started_when_the_process_ends_is_killed(tmp_path):
+    program = """\
+        import os, sys, threading, time
+        from pgcron_lite import shell
+
+        fork_exec = shell.subprocess._fork_exec
+
+        def scheduled_late(*how):
+            pid = fork_exec(*how)
+            time.sleep(0.5)
+            return pid
+
+        shell.subprocess._fork_exec = scheduled_late
+        command = f"sleep 300 & echo $! > {sys.argv[1]}; wait"
+        threading.Thread(target=shell.run, args=(command,), daemon=True).start()
+        while not os.path.exists(sys.argv[1]) or not open(sys.argv[1]).read().strip():
+            time.sleep(0.02)
+        shell.kill_all()
+        os._exit(0)
+        """
+    noted = tmp_path / "pid"
+    with killed(noted):
+        python(program, noted)
+
+        eventually(lambda: not is_alive(pid_in(noted)), within=PATIENCE)
+
+
+def test_nothing_is_started_any_more_when_the_process_ends(tmp_path):
+    program = """\
+        import os, sys, threading, time
+        from pgcron_lite import shell
+
+        shell.kill_all()
+        threading.Thread(target=shell.run, args=(f"echo > {sys.argv[1]}",), daemon=True).start()
+        time.sleep(0.5)
+        os._exit(0)
+        """
+    started = tmp_path / "started"
+
+    python(program, started)
+
+    assert not started.exists()
+
+
 def test_a_fork_of_this_process_kills_nothing_of_it(tmp_path):
     program = """\
         import os, sys, threading, time
