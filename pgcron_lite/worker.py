@@ -168,6 +168,7 @@ class Worker:
         if not self.is_idle() or self._doubtful:
             return False
         self._quarantine.look_again()
+        self.store.start_over()
         return not self._claim_now() and self.is_idle()
 
     def look_soon(self) -> None:

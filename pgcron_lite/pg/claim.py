@@ -40,7 +40,7 @@ class Claiming(Statements):
         with self._claim(worker, claim, queues, tasks, limit, marks) as answer:
             yield claimed
         claimed.add(answer, self.generation, at_marks=bool(marks))
-        if marks and claimed.count < limit and not self._marks.pause:
+        if marks and claimed.count < limit and self._marks.fall_short():
             with self._claim(worker, claim, queues, tasks, limit - claimed.count, {}) as answer:
                 pass
             claimed.add(answer, self.generation, at_marks=False)
@@ -126,6 +126,10 @@ class Claiming(Statements):
         with self.links.take() as link, link.asking(statement, values) as answer:
             yield answer
 
+    def start_over(self) -> None:
+        """The next claim looks from the beginning, however dear that is."""
+        self._marks.forget()
+
     def claim_suspect(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str]
     ) -> Job | None:
@@ -173,8 +177,8 @@ class Claiming(Statements):
     def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
         """Seconds until the next deferred job this worker could take is due; None if there is none."""
         # The walk over levels as in `claim`; below each, one descent to the first job that is not due yet. Jobs due
-        # already are left out: they are claimed now, or are not ours to claim. The walk is not made while it is dear.
-        if self._marks.pause:
+        # already are left out: they are claimed now, or are not ours to claim.
+        if self._marks.owe_a_look:
             return self._marks.pause
         rows = self._rows(
             """

@@ -37,6 +37,8 @@ class Marks:
         self._cost = 0.0
         self._looked_at = 0.0
         self._generation = -1
+        # A claim has found too little at the marks, and has not looked from the beginning, for that was dear.
+        self.owe_a_look = False
 
     @property
     def is_dear(self) -> bool:
@@ -48,12 +50,21 @@ class Marks:
             return False
         return monotonic() < self._looked_at + min(self._cost * BUSY_SHARE, LONGEST)
 
+    def fall_short(self) -> bool:
+        """A claim has found too little here. Is it to look from the beginning now? Otherwise that is owed."""
+        self.owe_a_look = self.pause > 0
+        return not self.owe_a_look
+
     @property
     def pause(self) -> float:
-        """Seconds until a look from the beginning is due although there is nothing at the marks."""
+        """Seconds until a look from the beginning that is owed may be made."""
         if not self.is_dear:
             return 0.0
         return max(0.0, self._looked_at + min(self._cost * IDLE_SHARE, LONGEST) - monotonic())
+
+    def forget(self) -> None:
+        """There is no claim to start behind."""
+        self.last.clear()
 
     def advance(self, jobs: Iterable[Job]) -> None:
         """These were claimed, in this order within each level."""
@@ -65,6 +76,7 @@ class Marks:
         self._looked_at = monotonic()
         self._cost = seconds - len(jobs) * ROW_SECONDS
         self._generation = generation
+        self.owe_a_look = False
         if jobs:
-            self.last.clear()
+            self.forget()
         self.advance(jobs)

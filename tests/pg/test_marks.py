@@ -14,7 +14,8 @@ from psycopg.rows import tuple_row
 from support import eventually
 from test_plans import ExplainingStore, indexes, pages, shown
 
-from pgcron_lite.job import Job, NewJob, Outcome, hand_back
+from pgcron_lite import PgCron
+from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard, hand_back
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.pg import marks as marks_module
 from pgcron_lite.pg.address import address
@@ -23,6 +24,7 @@ from pgcron_lite.pg.links import Links
 from pgcron_lite.pg.marks import BUSY_SHARE, IDLE_SHARE, LONGEST, ROW_SECONDS, SERIES, Marks
 from pgcron_lite.pg.prepared import Answer, Values
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.worker import Worker
 
 ME = uuid.UUID(int=1)
 DEAR = 0.02
@@ -356,12 +358,58 @@ def test_a_worker_with_nothing_at_its_marks_is_told_when_to_look_from_the_beginn
     enqueue(store, 3)
     enqueue(store, execute_after=timedelta(days=3))
     claim(store)
+    assert claim(store) == []
 
     # Not for three days: something may lie before the marks.
     due = store.next_due(["*"], ["add"])
     assert due is not None
     assert 0 < due <= 3600
     every_look_is_dear()
+    assert store.next_due(["*"], ["add"]) == 0
+    assert claim(store) == []
+    assert store.starts == ["beginning", "marks", "beginning"]
+    assert_due_in_days(store)
+
+
+def test_a_look_from_the_beginning_that_found_all_there_was_is_not_made_again_however_dear_it_was(
+    store: Watched,
+) -> None:
+    enqueue(store, execute_after=timedelta(days=3))
+
+    # Nothing is owed: what comes now rings, or is found by the poll.
+    assert claim(store) == []
+    assert_due_in_days(store)
+    ids = enqueue(store, 3)
+    assert claim(store) == ids
+    assert store.starts == ["beginning", "beginning"]
+    assert_due_in_days(store)
+
+
+@pytest.mark.usefixtures("every_look_is_dear")
+def test_a_queue_is_not_called_drained_by_a_look_at_the_marks(store: Watched, pg_url: str) -> None:
+    app = PgCron("marks", url=pg_url)
+    app.task(lambda: None, name="add")
+    card = WorkerCard(ME, "host", 1, ("*",), 2, "threads", "0")
+    store.register(card)
+    worker = Worker(app, store, card)
+    enqueue(store, 3)
+    eventually(lambda: worker.drained() or worker.step() < 0)
+    # On a level of which the marks know nothing.
+    (urgent,) = enqueue(store, priority=7)
+
+    is_drained = worker.drained()
+    eventually(lambda: worker.drained() or worker.step() < 0)
+    worker.slots.close()
+    app.close()
+
+    assert not is_drained
+    ended = store.get(urgent)
+    assert ended is not None
+    assert ended.state == "done"
+
+
+def assert_due_in_days(store: PostgresStore) -> None:
+    __tracebackhide__ = True
     due = store.next_due(["*"], ["add"])
     assert due is not None
     assert due > 24 * 3600
