@@ -86,8 +86,12 @@ def run(
 def kill_all() -> None:
     """Kill what is still running, and let nothing be started any more: this process ends without its threads, and
     nobody would watch it."""
-    # It is not given back. Whose start hangs, on a file system that has gone away, does not hold up the end.
-    _starting.acquire(timeout=START_SECONDS)
+    _leaving.set()
+    until = monotonic() + START_SECONDS
+    # What is being started is not in the list yet. Whose start hangs, on a file system that has gone away, does not
+    # hold up the end.
+    while _starting and monotonic() < until:
+        time.sleep(0.01)
     for group, process in list(_groups.items()):
         # In a forked copy of this process they are not ours to kill.
         if process == os.getpid():
@@ -96,8 +100,9 @@ def kill_all() -> None:
 
 # The process group of each command that runs, and the process that watches it.
 _groups: dict[int, int] = {}
-# Held from before a command is there until it is in the list above.
-_starting = threading.Lock()
+# Those that are on the way into that list.
+_starting: set[_Child] = set()
+_leaving = threading.Event()
 
 atexit.register(kill_all)
 
@@ -115,8 +120,19 @@ class _Child:
         self._poller = select.poll()
 
     def start(self, command: str, stdin: str | None, environment: Mapping[str, str], cwd: str | None) -> None:
+        _starting.add(self)
+        try:
+            # In this order: who comes too late to be waited for knows it.
+            if _leaving.is_set():
+                raise CommandFailed("this process ends, and starts no command any more")
+            self._make(command, stdin, environment, cwd)
+            _groups[self.process.pid] = os.getpid()
+        finally:
+            _starting.discard(self)
+
+    def _make(self, command: str, stdin: str | None, environment: Mapping[str, str], cwd: str | None) -> None:
         shell = environment.get("SHELL") or "/bin/sh"
-        with _starting, contextlib.ExitStack() as theirs, _undisturbed():
+        with contextlib.ExitStack() as theirs, _undisturbed():
             try:
                 self._input = memoryview((stdin or "").encode("utf-8", "surrogateescape"))
                 subprocess.Popen.__init__(
@@ -135,7 +151,6 @@ class _Child:
                 raise OptionError(
                     f"a command, its input and its environment are text without NUL characters: {error}"
                 ) from error
-            _groups[self.process.pid] = os.getpid()
 
     def attend(self, until: float, seconds: float) -> None:
         """Give the command its input and take its output until it has ended."""
