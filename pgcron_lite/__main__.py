@@ -1,4 +1,4 @@
-"""The program `pgcron`. The only place that patches: gevent must come before anything that waits is imported."""
+"""Entry point of `pgcron`. Only this module patches gevent: that must precede the import of anything that waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 
 def main() -> None:
-    """Patch if the command asks for it, then run the command."""
+    """Patch gevent if the command requires it, then run the command."""
     if wants_gevent(sys.argv[1:], os.environ):
         from gevent import monkey
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def wants_gevent(words: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Is this a worker that is to run its jobs in greenlets? Asked before the command line can be parsed."""
+    """Return True for a worker that runs its jobs in greenlets. Called before the command line can be parsed."""
     command = _command(words)
     if command == "dev-worker" or command == "worker":
         said = environ.get("PGCRON_GEVENT", "").lower() in ("1", "true", "yes", "on", "t", "y")
@@ -28,7 +28,7 @@ def wants_gevent(words: Sequence[str], environ: Mapping[str, str]) -> bool:
 
 
 def _command(words: Sequence[str]) -> str | None:
-    """The first word that is neither an option of `pgcron` itself nor the value of one."""
+    """Return the first word that is neither an option of `pgcron` itself nor the value of one."""
     is_value = False
     for word in words:
         if is_value or word.startswith("-"):

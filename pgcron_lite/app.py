@@ -1,6 +1,6 @@
-"""The app: what collects tasks and hooks while your modules are imported, and opens the queue when it is first needed.
+"""The app: registry of tasks and hooks, filled while your modules are imported. It opens the queue at first use.
 
-An app is explicit; there may be several in one process. Constructing one stores its settings and does nothing else.
+A process may have several apps. Constructing one stores its settings and does nothing else.
 """
 
 from __future__ import annotations
@@ -12,34 +12,50 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
 
-from . import config
+from . import config, interfaces
 from .errors import OptionError, SetupFinished, UnknownTask, near_miss
 from .events import Events
 from .handle import Handle
 from .job import Job, NewJob
-from .plan import Schedule
 from .retry import Backoff, Duration, RetryOn
-from .schedule import Cron, Every
-from .schedules import DeclaredOptions, Schedules, When, declare
+from .schedules.api import DeclaredOptions, Schedules, When, declare
+from .schedules.schedule import Schedule
+from .schedules.timezones import TimeZone
+from .schedules.timing import Cron, Every
 from .task import Task, check_function, header_texts, task_options, written_name
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
-    from .pg.store import PostgresStore
-    from .testing.stage import Stage
-
-    Store: TypeAlias = MemoryStore | PostgresStore
+    from .store import Store
+    from .testing.harness import Harness
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+
+class RunOptions(TypedDict, total=False):
+    """The options of `PgCron.run_worker`. Those left out come from the app's settings."""
+
+    queues: str | Sequence[str] | None
+    slots: int | None
+    gevent: bool
+    processes: int
+    drain: bool
+    max_seconds: float | None
+    grace: Duration | None
+    fail_fast: bool
+    scheduler: bool
+    jobs: bool
+    log_format: Literal["text", "logfmt", "json"] | None
+    log_level: str | None
+
 
 Around = Callable[[Job], Iterator[None]]
 
@@ -55,13 +71,17 @@ class PgCron:
     """
 
     def __init__(self, name: str = "app", *, url: str | None = None, **settings: Any) -> None:
-        if not isinstance(name, str):
-            raise OptionError(f"PgCron({name!r}): the first argument is the app's name; the database is url=...")
+        # A URL passed by mistake is not repeated here or in `repr`: it may contain a password.
+        if not isinstance(name, str) or "://" in name:
+            raise OptionError(
+                "PgCron(...): the first argument is the app's name; the database is url=..., as in"
+                " PgCron('shop', url='postgresql://...')"
+            )
         self.name = name
         self.tasks: dict[str, Task[..., Any]] = {}
         self.events = Events()
         self.arounds: list[Around] = []
-        # What the code says; `schedules` looks at the database, where it comes into force with the next worker.
+        # Schedules declared in code. `schedules` reads the database, where these take effect at the next worker start.
         self.declared: dict[str, Schedule] = {}
         self.schedules = Schedules(self)
         self._given: dict[str, Any] = {"database_url": url, **settings}
@@ -69,10 +89,12 @@ class PgCron:
         self._configured: tuple[str, dict[str, Any]] | None = None
         self._settings: config.Settings | None = None
         self._store: Store | None = None
+        # The databases of callers' connections whose environment label has been checked.
+        self._checked: set[str] = set()
         self._opening = threading.Lock()
         self._frozen_by: str | None = None
-        # The test block that this app stands in, and the settings that hold there before all others.
-        self.stage: Stage | None = None
+        # The active test harness, and its settings, which take precedence over all others.
+        self.harness: interfaces.Harness | None = None
         self._overruling: tuple[str, Mapping[str, Any]] = ("", {})
 
     def __repr__(self) -> str:
@@ -123,7 +145,7 @@ class PgCron:
         return register if function is None else register(function)
 
     def cron(
-        self, expression: str, /, *, tz: str = "UTC", **options: Unpack[DeclaredOptions]
+        self, expression: str, /, *, tz: TimeZone = "UTC", **options: Unpack[DeclaredOptions]
     ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
         """Run the decorated function or task by a cron expression: `@app.cron("30 2 * * *", tz="Europe/Berlin")`."""
         return self.schedule(Cron(expression, tz), tz=tz, **options)
@@ -131,13 +153,13 @@ class PgCron:
     def every(
         self, interval: Duration, /, **options: Unpack[DeclaredOptions]
     ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Run the decorated function or task at even distances: `@app.every("10s")`."""
+        """Run the decorated function or task at a fixed interval: `@app.every("10s")`."""
         return self.schedule(Every(interval).interval, **options)
 
     def schedule(
-        self, when: When, /, *, tz: str = "UTC", **options: Unpack[DeclaredOptions]
+        self, when: When, /, *, tz: TimeZone = "UTC", **options: Unpack[DeclaredOptions]
     ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Like `cron` and `every`: "*/5 * * * *" and "every 10s" are both understood."""
+        """Run the decorated function or task by a cron expression or an interval: "*/5 * * * *" or "every 10s"."""
 
         def register(target: Callable[P, R] | Task[P, R]) -> Task[P, R]:
             self._check_open("declare a schedule")
@@ -145,18 +167,21 @@ class PgCron:
 
         return register
 
-    def enable_shell(self, **options: Any) -> Task[..., dict[str, Any]]:
-        """Register the task `pgcron.shell`, which runs a command of the shell. Options as for `@app.task`.
+    def enable_shell(self, *, env: Iterable[str] = (), **options: Any) -> Task[..., dict[str, Any]]:
+        """Register the task `pgcron.shell`, which runs a shell command. Options as for `@app.task`.
 
-        Nothing else registers it: from here on whoever may write to the queue can run any command as the user that the
-        worker runs as. A command that fails is not tried again, unless `max_attempts` says so.
+        A command gets only a few variables of the worker's environment (PATH, HOME and similar, not DATABASE_URL), and
+        those that `env` names, as in `env=["BACKUP_DIR"]`.
+
+        Nothing else registers it. Once it is registered, anyone who may write to the queue can run any command as the
+        worker's user. A failed command is not retried unless `max_attempts` is given.
         """
-        from . import shell
+        from .contrib.crontab import shell
 
-        return self.task(name=SHELL, **{"max_attempts": 1, **options})(shell.run)
+        return self.task(name=SHELL, **{"max_attempts": 1, **options})(shell.passing(env))
 
     def on(self, event: str) -> Callable[[F], F]:
-        """Call the decorated function whenever `event` has happened; see `events.EVENTS` for what it may ask for."""
+        """Call the decorated function whenever `event` has happened; `events.EVENTS` lists the values it may take."""
 
         def register(receiver: F) -> F:
             self._check_open(f"listen to {event!r}")
@@ -170,49 +195,52 @@ class PgCron:
     ) -> Callable[[Job], Iterator[None]]:
         """Run the decorated generator around every job: up to its `yield` before, the rest after, errors included.
 
-        The hook added first is the outermost; what others stand on, as an app context, may ask to go around them all.
+        The hook added first is the outermost. `outermost=True` is for a hook that the others need, such as an app
+        context: it goes around all of them.
         """
         import inspect
 
         self._check_open("add an around hook")
         if not inspect.isgeneratorfunction(hook):
             raise OptionError(f"@app.around expects a generator function with one yield, got {hook!r}")
+        try:
+            inspect.signature(hook).bind(None)
+        except TypeError:
+            raise OptionError(
+                f"@app.around calls {hook.__name__}{inspect.signature(hook)} with one argument, the job:"
+                f" def {hook.__name__}(job): ..."
+            ) from None
         self.arounds.insert(0 if outermost else len(self.arounds), hook)
         return hook
 
     def configure(self, source: str = "configure()", **settings: Any) -> None:
-        """Give settings later than at construction, before the first use; what the constructor was given wins.
+        """Set settings after construction and before the first use. Arguments of the constructor take precedence.
 
-        A second call takes the place of the first.
+        A second call replaces the first.
         """
         config.Settings().with_values(settings, source)
         earlier, self._configured = self._configured, (source, settings)
         if self._settings is not None and self._settings != self._read_settings():
             self._configured = earlier
             raise SetupFinished(
-                f"{source} comes too late: {self!r} has been used already, with other settings. Give them before that."
+                f"{source} comes too late: {self!r} has been used already, with other settings. Set them before its"
+                " first use."
             )
 
-    def init_app(self, flask_app: Any) -> None:
-        """Connect this app with a Flask app: settings from its config, an app context around every job."""
-        from .contrib import flask
-
-        flask.init_app(self, flask_app)
-
     def freeze(self, why: str) -> None:
-        """From now on nothing may be registered: a worker has said which tasks it knows."""
+        """Refuse further registrations: a worker has published the tasks it knows."""
         self._frozen_by = why
-        # A worker's tasks share one connection, whatever was opened before.
+        # A worker's tasks share one connection, however many are open.
         if self._store is not None:
             self._store.shrink(1)
 
     def thaw(self) -> None:
-        """The worker has ended; what comes next may register again."""
+        """Allow registrations again, after the worker has ended."""
         self._frozen_by = None
 
     @property
     def is_running(self) -> bool:
-        """Does a worker of this app run in this process?"""
+        """Return True while a worker of this app runs in this process."""
         return self._frozen_by is not None
 
     # Using
@@ -224,6 +252,18 @@ class PgCron:
             self._settings = self._read_settings()
         return self._settings
 
+    def source_of(self, setting: Literal["database_url", "direct_url"]) -> str:
+        """Return the source of a URL, for messages: an argument or the name of a variable."""
+        by, overruling = self._overruling
+        source, configured = self._configured or ("", {})
+        if overruling.get(setting):
+            return by
+        if self._given.get(setting):
+            return f"PgCron({self.name!r}, {'url' if setting == 'database_url' else setting}=...)"
+        if configured.get(setting):
+            return source
+        return config.database_source() if setting == "database_url" else config.direct_source()
+
     @property
     def store(self) -> Store:
         """The queue, opened at first use."""
@@ -231,50 +271,65 @@ class PgCron:
             with self._opening:
                 if self._store is None:
                     size = self.settings.connections if self._frozen_by is None else 1
-                    self._store = self.open_store("pgcron", size=size)
+                    self._store = self.open_store("pgcron", size=size, checks_label=True)
         return self._store
 
-    def open_store(self, application: str, *, size: int) -> Store:
-        """A store of its own, with up to `size` connections that show as `application`."""
+    def open_store(self, application: str, *, size: int, checks_label: bool = False) -> Store:
+        """Return a new store with up to `size` connections, whose application name is `application`.
+
+        With `checks_label`, each new connection refuses a database of another environment. A worker checks it once,
+        when it starts.
+        """
         if self.settings.is_memory:
             return self._open_memory()
-        from .pg.address import address
         from .pg.store import PostgresStore
+        from .pg.url import parse_url
 
         settings = self.settings
-        where = address(settings.url(), application=application)
-        direct = settings.direct_url and address(settings.direct_url, application="pgcron listener")
-        return PostgresStore(where, settings.schema, direct=direct or None, size=size, rings=settings.notify)
+        where = parse_url(settings.url(), application=application, source=self.source_of("database_url"))
+        direct = settings.direct_url and parse_url(
+            settings.direct_url, application="pgcron listener", source=self.source_of("direct_url")
+        )
+        return PostgresStore(
+            where, settings.schema, direct=direct or None, size=size, rings=settings.notify,
+            check_label=settings.check_label if checks_label else None,
+        )  # fmt: skip
 
     def enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]:
-        """Insert jobs: in a transaction of our own, or in the caller's on `conn`."""
+        """Insert jobs in a separate transaction, or in the caller's on `conn`."""
+        if isinstance(cast("object", jobs), str):
+            raise OptionError(
+                f"app.enqueue({jobs!r}, ...) takes jobs, not a name. Call the task: some_task.delay(...)."
+                " A producer that cannot import it runs: select pgcron.enqueue('name', '{\"argument\": 1}')."
+            )
         if conn is None:
             ids = self.store.enqueue(jobs)
         elif self.settings.is_memory:
-            if self.stage is None:
+            if self.harness is None:
                 raise OptionError("conn=...: the memory store has no transactions; pass a conn only with PostgreSQL")
             ids = self.store.enqueue(jobs)
         else:
-            from .pg.callers import enqueue_on
+            from .pg.caller_transaction import check_database, enqueue_on
 
+            check_database(conn, self._checked, self.settings.check_label, schema=self.settings.schema)
             ids = enqueue_on(conn, jobs, schema=self.settings.schema, rings=self.settings.notify)
         if self.events.wants("job_enqueued"):
             for job, job_id in zip(jobs, ids, strict=True):
                 self.events.send("job_enqueued", task=job.task, job_id=job_id)
-        if self.stage is not None:
-            self.stage.enqueued_on(conn)
+        if self.harness is not None:
+            self.harness.enqueued_on(conn)
         return ids
 
     def complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool:
-        """End a running job on the caller's connection; `current_job.complete` is the way to say it."""
+        """End a running job on the caller's connection. Tasks call `current_job.complete`."""
         if self.settings.is_memory:
             return cast("MemoryStore", self.store).complete(job_id, claim, result)
-        from .pg.callers import complete_on
+        from .pg.caller_transaction import complete_on
 
         return complete_on(conn, job_id, claim, result, schema=self.settings.schema)
 
-    def headers_for(self, task: Task[..., Any], given: Mapping[str, str]) -> Mapping[str, str]:
-        """The headers a job travels with: the caller's, and what `job_enqueuing` receivers add."""
+    def headers_for(self, task: interfaces.RegisteredTask, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the headers of a job: the caller's, and those that `job_enqueuing` receivers add."""
         if not self.events.wants("job_enqueuing"):
             return given
         headers = dict(given)
@@ -282,20 +337,22 @@ class PgCron:
         try:
             return header_texts(headers)
         except OptionError:
-            logger.exception("a receiver of job_enqueuing added what is no header; the job goes without")
+            logger.exception("a receiver of job_enqueuing added an invalid header; no added header is stored")
             return given
 
     def handle(self, job_id: int) -> Handle[Any]:
-        """A handle for a job whose id you kept."""
+        """Return a handle for a job whose id you kept."""
+        if not isinstance(job_id, int) or isinstance(job_id, bool):
+            raise OptionError(f"app.handle({job_id!r}): expected the job's id as a whole number, which is handle.id")
         return Handle(self, job_id)
 
     @property
     def definitions(self) -> dict[str, str]:
-        """The declared schedules as the database keeps them."""
+        """The declared schedules as the database stores them."""
         return {name: schedule.dumps() for name, schedule in self.declared.items()}
 
     def find_task(self, name: str) -> Task[..., Any]:
-        """The task of that name."""
+        """Return the task called `name`, or raise `UnknownTask`."""
         try:
             return self.tasks[name]
         except KeyError:
@@ -304,33 +361,11 @@ class PgCron:
                 " Import the module that defines it before starting the worker."
             ) from None
 
-    def testing(
-        self,
-        *,
-        at: str | datetime | None = None,
-        tz: str = "UTC",
-        clock: Any = None,
-        inline: bool = False,
-        raises: bool = False,
-        schedules: bool = True,
-        **settings: Any,
-    ) -> Stage:
-        """This app under test: `with app.testing(at="2026-03-28 12:00") as t: ...`. Afterwards it is as it was.
-
-        Its queue is in memory, where `at` is the time and `t.advance()` lets it pass; or in the database at `url=`.
-        `inline` runs jobs as they are enqueued; `raises` brings out what tasks raise. `settings` as for `PgCron`.
-        """
-        from .testing.stage import Stage
-
-        return Stage(
-            self, at=at, tz=tz, clock=clock, inline=inline, raises=raises, schedules=schedules, **settings
-        )
-
     @contextlib.contextmanager
-    def under_test(self, stage: Stage, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Stand on `stage`, with a queue of its own and these settings before all others. Then it is as it was."""
+    def under_test(self, harness: interfaces.Harness, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Attach `harness`, a new queue and `settings`, which take precedence. Restore the app at the end."""
         before = self._store, self._settings
-        self._stand(stage, ("testing()", settings), None, None)
+        self._stand(harness, ("testing()", settings), None, None)
         try:
             yield
         finally:
@@ -340,14 +375,8 @@ class PgCron:
                 opened.close()
 
     def reread_settings(self) -> None:
-        """Read the settings anew at the next use. Until then they may be set up, as if nobody had read them."""
+        """Discard the settings that were read. Until the next use reads them again, `configure` may change them."""
         self._settings = None
-
-    def run_worker(self, **options: Any) -> None:
-        """Run a worker until it is told to stop, then exit the process. See `process.WorkerOptions`."""
-        from . import process
-
-        process.leave(process.run_worker(self, **options))
 
     def close(self) -> None:
         """Close the connections this app has opened; it opens new ones if it is used again."""
@@ -356,18 +385,76 @@ class PgCron:
             store.close()
 
     def reset(self) -> None:
-        """Close, and read the settings anew at the next use. Tasks and hooks stay; a queue in memory is gone."""
+        """Close, and read the settings again at the next use. Tasks and hooks stay; a queue in memory is discarded."""
         self.close()
         self._store = self._settings = None
 
+    # Doors. They lead to modules that import this one, and so import them when they are called. tests/test_layers.py
+    # lists these three, and refuses any other import that closes a circle.
+
+    def init_app(self, flask_app: Any) -> None:
+        """Connect this app with a Flask app: settings from its config, an app context around every job."""
+        from .contrib import flask
+
+        flask.init_app(self, flask_app)
+
+    def testing(
+        self,
+        *,
+        at: str | datetime | None = None,
+        tz: TimeZone = "UTC",
+        clock: Any = None,
+        inline: bool = False,
+        raises: bool = False,
+        schedules: bool = True,
+        **settings: Any,
+    ) -> Harness:
+        """Put this app under test for a block: `with app.testing(at="2026-03-28 12:00") as t: ...`.
+
+        The queue is in memory, with a clock that starts at `at` and that `t.advance()` moves; or in the database at
+        `url=`. `inline` runs jobs as they are enqueued. `raises` raises the exceptions of tasks. `settings` as for
+        `PgCron`. The end of the block restores the app.
+        """
+        from .testing.harness import Harness
+
+        return Harness(
+            self, at=at, tz=tz, clock=clock, inline=inline, raises=raises, schedules=schedules, **settings
+        )
+
+    def run_worker(self, **options: Unpack[RunOptions]) -> int:
+        """Run a worker until it is stopped; return the exit code: `raise SystemExit(app.run_worker())`.
+
+        The options are those of `pgcron worker`: `queues` ("mail,reports" or a list), `slots`, `grace`, `gevent`,
+        `processes`, `drain` (end when nothing is due any more), `max_seconds`, `fail_fast` (raise
+        `DatabaseUnavailable` instead of waiting for the database), `scheduler=False` (leave the schedules to others),
+        `jobs=False` (keep the schedules and run nothing), `log_format` ("text", "logfmt" or "json") and `log_level`.
+
+        It logs to standard error unless the program has set up logging, or always if `log_format` is given. SIGTERM,
+        SIGHUP and Ctrl-C stop it in the main thread. In another thread signals do not reach it, so give it `drain` or
+        `max_seconds`; it also stops when the main thread has ended. It never ends the process. A process has one
+        worker at a time, and a job cannot run one.
+        """
+        from .worker import logs, process
+
+        for option in options:
+            if option not in RunOptions.__annotations__:
+                raise OptionError(
+                    f"run_worker() has no option {option!r}{near_miss(option, RunOptions.__annotations__)}"
+                )
+        given: dict[str, Any] = {**options}
+        logs.set_up_for_program(given.pop("log_format", None), given.pop("log_level", None))
+        return process.run_worker(self, **given)
+
+    # What these share
+
     def _stand(
         self,
-        stage: Stage | None,
+        harness: interfaces.Harness | None,
         overruling: tuple[str, Mapping[str, Any]],
         store: Store | None,
         settings: config.Settings | None,
     ) -> None:
-        self.stage, self._overruling = stage, overruling
+        self.harness, self._overruling = harness, overruling
         self._store, self._settings = store, settings
 
     def _read_settings(self) -> config.Settings:
@@ -388,7 +475,7 @@ class PgCron:
     def _check_open(self, what: str) -> None:
         if self._frozen_by is not None:
             raise SetupFinished(
-                f"cannot {what} on {self!r}: {self._frozen_by}. Import the module that does this before that."
+                f"cannot {what} on {self!r}: {self._frozen_by}. Import the module that does this earlier."
             )
 
     def _open_memory(self) -> Store:
@@ -396,8 +483,8 @@ class PgCron:
 
         if self._store is not None:
             return self._store
-        if self.stage is not None:
-            self._store = self.stage.store
+        if self.harness is not None:
+            self._store = self.harness.store
             return self._store
         if os.environ.get("DYNO"):
             warnings.warn(
@@ -411,7 +498,7 @@ class PgCron:
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """`module.function`, and never `__main__`: a script's tasks carry the name it would be imported by."""
+    """Return `module.function`. The module of a script is the name it would be imported by, never `__main__`."""
     module = function.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
@@ -427,7 +514,7 @@ def task_name(function: Callable[..., Any]) -> str:
             )
     qualified = function.__qualname__.replace(".<locals>", "")
     if function.__name__ == "<lambda>":
-        raise OptionError("a lambda has no name to be found by; define a function, or give it name=...")
+        raise OptionError("a lambda has no name that a worker can look up; define a function, or give it name=...")
     return f"{module}.{qualified}"
 
 

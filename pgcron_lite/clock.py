@@ -1,7 +1,7 @@
-"""Seconds that pass: the clock by which machines and deadlines go. Nobody sets it, and no test freezes it by accident.
+"""Monotonic clock for machines and deadlines. Neither a change of the system time nor a frozen test clock affects it.
 
-Libraries that freeze time stop `time.monotonic()` as well, and a deadline that never comes is a loop that never ends.
-What time it is belongs to the database. A machine takes its clock as an argument, so that a test may bring its own.
+Libraries that freeze time also stop `time.monotonic()`: a deadline would never pass, and its loop would never end.
+The time of day comes from the database. A machine takes its clock as an argument, so that a test can pass another.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-# A number between two, as `random.uniform` draws it: machines spread what all of them do, so that they do not do it
-# together.
+# Returns a random number between two bounds, as `random.uniform` does. Machines use it to spread periodic work that
+# all of them would otherwise do at the same moment.
 Spread = Callable[[float, float], float]
 
 monotonic: Clock = (

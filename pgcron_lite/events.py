@@ -1,7 +1,7 @@
-"""What can be heard: the names of everything that happens, what each brings along, and the dispatcher.
+"""Events: their names, the values that each one passes, and the dispatcher.
 
-A receiver is called after the fact, with those of the event's values it names as parameters. One that fails is
-logged and forgotten: no job ever pays for it. `job_enqueuing` alone is called before, so that headers can be added.
+A receiver is called after the fact, with those of the event's values that it names as parameters. Its exceptions are
+logged and never affect a job. Only `job_enqueuing` is sent before the fact, so that receivers can add headers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Receiver = Callable[..., object]
 
-# Event: what its receivers may ask for.
+# Each event, with the values that its receivers may take.
 EVENTS: dict[str, tuple[str, ...]] = {
     "job_enqueuing": ("task", "headers"),
     "job_enqueued": ("task", "job_id"),
@@ -41,7 +41,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
 
 
 class Events:
-    """Who wants to hear of what."""
+    """The receivers of each event."""
 
     def __init__(self) -> None:
         self._receivers: dict[str, list[tuple[Receiver, tuple[str, ...] | None]]] = defaultdict(list)
@@ -53,24 +53,24 @@ class Events:
         self._receivers[event].append((receiver, _wanted(event, receiver)))
 
     def send(self, event: str, **values: Any) -> None:
-        """Tell every receiver; what they raise is logged and goes no further."""
+        """Call every receiver. Their exceptions are logged and not propagated."""
         for receiver, wanted in self._receivers.get(event, ()):
             try:
                 receiver(**(values if wanted is None else {name: values[name] for name in wanted}))
             except KeyboardInterrupt:
                 raise
             except BaseException:
-                # Not Exception: what a receiver meets may be a gevent.Timeout or a sys.exit, and we stand in the
-                # loop of a worker.
+                # Not Exception: a receiver may raise gevent.Timeout or call sys.exit, and that must not end the
+                # worker's loop.
                 logger.exception("the receiver %s of %s failed", _name(receiver), event)
 
     def wants(self, event: str) -> bool:
-        """Does anybody listen? Spares the sender the work of saying it."""
+        """Return True if `event` has receivers. If not, the sender need not prepare the values."""
         return bool(self._receivers.get(event))
 
 
 def _wanted(event: str, receiver: Receiver) -> tuple[str, ...] | None:
-    """The values a receiver asks for by the names of its parameters; None for all of them."""
+    """Return the values that a receiver takes, by the names of its parameters; None for all of them."""
     if not callable(receiver):
         raise OptionError(f"a receiver of {event!r} must be callable, got {receiver!r}")
     parameters = inspect.signature(receiver).parameters.values()
@@ -81,8 +81,8 @@ def _wanted(event: str, receiver: Receiver) -> tuple[str, ...] | None:
             raise OptionError(f"{_name(receiver)} takes {p.name!r} by position; receivers are called with keywords")
         if p.name not in EVENTS[event] and p.default is p.empty:
             raise OptionError(
-                f"{_name(receiver)} asks for {p.name!r}, which {event!r} does not bring"
-                f"{near_miss(p.name, EVENTS[event]) or '.'} It brings: {', '.join(EVENTS[event])}"
+                f"{_name(receiver)} takes {p.name!r}, which {event!r} does not pass"
+                f"{near_miss(p.name, EVENTS[event]) or '.'} It passes: {', '.join(EVENTS[event])}"
             )
     return tuple(p.name for p in parameters if p.name in EVENTS[event] and p.kind is not p.POSITIONAL_ONLY)
 

@@ -1,29 +1,38 @@
-"""What `delay()` returns: something to hold on to while a job is under way."""
+"""Handle of a job: what `delay()` returns."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import payload
+from . import durations
 from .clock import monotonic
 from .errors import JobCancelled, JobFailed, UnknownJob, WaitTimeout
+from .interfaces import App
 from .job import Job, State
-
-if TYPE_CHECKING:
-    from .app import PgCron
+from .retry import Duration
+from .serialization import json_codec
 
 R = TypeVar("R", covariant=True)
 
-FIRST_LOOK, LONGEST_PAUSE = 0.01, 0.5
+FIRST_LOOK, MAX_PAUSE = 0.01, 0.5
+
+# Methods of the handles of other queues, and of futures, with the call that does it here.
+FOREIGN_METHODS = {
+    "get": "result(timeout='10s')",
+    "wait": "result(timeout='10s')",
+    "status": "state()",
+    "ready": "done()",
+    "revoke": "cancel()",
+}
 
 
 class Handle(Generic[R]):
-    """A job by its id. Asking it anything asks the database."""
+    """A job by its id. Every method queries the database."""
 
     __slots__ = ("_app", "id")
 
-    def __init__(self, app: PgCron, job_id: int) -> None:
+    def __init__(self, app: App, job_id: int) -> None:
         self._app = app
         self.id = job_id
 
@@ -36,8 +45,14 @@ class Handle(Generic[R]):
     def __hash__(self) -> int:
         return hash((id(self._app), self.id))
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; here it is handle.{FOREIGN_METHODS[name]}" if name in FOREIGN_METHODS else ""
+            raise AttributeError(f"a handle has no attribute {name!r}{hint}", name=name, obj=self)
+
     def job(self) -> Job:
-        """The job as it is now. Raises `UnknownJob` when it is no longer kept, or was never committed."""
+        """Return the job as it is now. Raises `UnknownJob` when it is no longer kept, or was never committed."""
         found = self._app.store.get(self.id)
         if found is None:
             raise UnknownJob(
@@ -46,46 +61,49 @@ class Handle(Generic[R]):
             )
         return found
 
-    @property
     def state(self) -> State:
+        """Return the job's state: "queued", "running", "done", "failed" or "cancelled"."""
         return self.job().state
 
-    def wait(self, timeout: float | None = None) -> R:
-        """The task's result, once there is one.
+    def done(self) -> bool:
+        """Return True if the job has ended: done, failed or cancelled."""
+        return self.job().is_final
 
-        Raises `JobFailed`, `JobCancelled`, or `WaitTimeout` after `timeout` seconds; the job goes on regardless.
+    def result(self, timeout: Duration | None = None) -> R:
+        """Wait for the job to end and return the task's result.
+
+        `timeout` is a duration such as "10s", a number of seconds or a timedelta; 0 does not wait, None waits for
+        ever. Raises `JobFailed` or `JobCancelled`, and `WaitTimeout` if the job has not ended in time, which does not
+        affect the job.
         """
-        if self._app.stage is not None:
-            # Nobody else runs jobs there, so nothing would end while we wait.
-            self._app.stage.wait_for(self)
-        deadline = None if timeout is None else monotonic() + timeout
+        seconds = None if timeout is None else durations.duration(timeout, name="timeout").total_seconds()
+        if self._app.harness is not None:
+            # In a test nothing else runs jobs, so the job would not end during the wait.
+            self._app.harness.wait_for(self.id)
+        deadline = None if seconds is None else monotonic() + seconds
         pause = FIRST_LOOK
         while not (job := self.job()).is_final:
             remaining = pause if deadline is None else min(pause, deadline - monotonic())
             if remaining <= 0:
-                raise WaitTimeout(f"{job} is still {job.state} after {timeout:g} s; it goes on")
+                raise WaitTimeout(f"{job} is still {job.state} after {seconds:g} s; it goes on")
             time.sleep(remaining)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            pause = min(pause * 1.5, MAX_PAUSE)
         return cast(R, _result(self._app, job))
 
-    def result(self) -> R:
-        """The result of a job that has ended; like `wait` without waiting."""
-        return self.wait(timeout=0)
-
     def cancel(self) -> bool:
-        """Cancel the job if it has not begun. False if it is running or has ended."""
+        """Cancel the job if it has not begun. Return False if it is running or has ended."""
         return self._app.store.cancel(self.id)
 
     def retry(self) -> bool:
-        """Queue a failed or cancelled job again, due now, with all its attempts."""
-        done = self._app.store.retry(self.id)
-        if done:
+        """Queue a failed or cancelled job again, due now, with all its attempts. Return False if it is neither."""
+        is_queued = self._app.store.retry(self.id)
+        if is_queued:
             self._app.store.ring()
-        return done
+        return is_queued
 
 
-def _result(app: PgCron, job: Job) -> Any:
-    """What an ended job returned, or the exception that says why it did not."""
+def _result(app: App, job: Job) -> Any:
+    """Return the result of an ended job, or raise the exception for its end."""
     if job.state == "failed":
         raise JobFailed(f"{job} failed: {job.error}")
     if job.state == "cancelled":
@@ -93,4 +111,4 @@ def _result(app: PgCron, job: Job) -> Any:
     if job.result is None:
         return None
     task = app.tasks.get(job.task)
-    return payload.loads(job.result) if task is None else task.arguments.loads_result(job.result)
+    return json_codec.loads(job.result) if task is None else task.arguments.loads_result(job.result)

@@ -1,39 +1,52 @@
-"""What a job is: the states, the row as it is enqueued and as it is read, and what one attempt may come to.
-
-Plain values. The legal moves between states are written down here once; the stores enforce them.
-
-::
-
-    queued ──claim──▶ running ──▶ done | failed | cancelled
-      ▲                  │
-      └──────────────────┘   retry · snooze · hand-back · rescue from a dead worker
-
-Deferred, retrying and snoozed jobs are *queued* with a later `execute_after`.
-"""
+"""Value types of jobs, outcomes, queues and workers: never changed, and cheap to construct."""
 
 from __future__ import annotations
 
 import operator
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, dataclass_transform
 
-from .value import value
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: type[T]) -> type[T]:
+    """Make a dataclass with slots that is frozen for the type checker only.
+
+    A dataclass that is frozen at run time sets each field with a function call. For a job that does nothing, this was
+    a quarter of the worker's CPU time.
+    """
+    return dataclass(slots=True)(cls)
+
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LIVE: tuple[State, ...] = ("queued", "running")
 FINAL: tuple[State, ...] = ("done", "failed", "cancelled")
 
+# The header in which a job names the schedule that it is a run of.
+SCHEDULE = "pgcron-schedule"
 MAX_CRASHES = 3
 MAX_ERRORS = 10
+# Maximum number of running jobs that are listed with a worker.
+RUNNING_SHOWN = 5
+
+# Limits that the table enforces for every writer: see migration 0007.
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
+CRASHES_LIMIT = 100
+MAX_TAGS, MAX_TAG = 100, 100
+MAX_HEADERS_SIZE = 64 * 1024
+
+# Header of a job that got a new id at its end because its id was already in the history. The value is the earlier id.
+EARLIER_ID = "pgcron-earlier-id"
 
 
 @value
 class NewJob:
-    """A job on its way into the table."""
+    """A job to be enqueued."""
 
     task: str
     args: str = "{}"
@@ -48,7 +61,7 @@ class NewJob:
 
 @value
 class Job:
-    """A job as the database holds it. `args` and `result` are JSON text, decoded only by who needs them."""
+    """A job as stored in the database. `args` and `result` are JSON text, decoded only where they are needed."""
 
     id: int
     task: str
@@ -71,21 +84,32 @@ class Job:
     errors: tuple[Mapping[str, Any], ...] = ()
     finished_at: datetime | None = None
     result: str | None = None
+    # The reason why the row could not be decoded. Such a job is not run.
+    flaw: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.task}#{self.id} (attempt {self.attempt}/{self.max_attempts})"
+        return self.text(self.max_attempts)
+
+    def text(self, limit: int) -> str:
+        """Return the job as it appears in all messages: `send_email#412 (attempt 2/5)`, where 5 is `limit`.
+
+        A run of a schedule whose name differs from its task's also names the schedule: several may run one task.
+        """
+        schedule = self.headers.get(SCHEDULE)
+        run_of = f" of {schedule}" if schedule and schedule != self.task else ""
+        return f"{self.task}#{self.id}{run_of} (attempt {self.attempt}/{limit})"
 
     @property
     def is_final(self) -> bool:
         return self.state in FINAL
 
     def changed(self, **changes: Any) -> Job:
-        """The same with other values; quicker than `dataclasses.replace`."""
+        """Return a copy with other values; faster than `dataclasses.replace`."""
         return Job(**dict(zip(_NAMES, _VALUES(self), strict=True)) | changes)
 
     @property
     def error(self) -> str | None:
-        """The last thing that went wrong, in one line."""
+        """The last error, in one line; None if there is none."""
         return str(self.errors[-1].get("error")) if self.errors else None
 
 
@@ -95,10 +119,10 @@ _VALUES = operator.attrgetter(*_NAMES)
 
 @value
 class Outcome:
-    """What one attempt came to, and what is to be written about it.
+    """The result of one attempt, as it is written to the database.
 
-    `state` is a final one, or `queued` when the job is to run again: after `delay` seconds, or when it was due
-    anyway if `delay` is None. `gives_back` says the attempt does not count.
+    `state` is a final one, or `queued` if the job is to run again: after `delay` seconds, or at its original due time
+    if `delay` is None. With `gives_back` the attempt does not count.
     """
 
     id: int
@@ -111,10 +135,10 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Exchange:
-    """What came of settling and claiming in one go: the ids that were settled, and how many jobs, and which.
+class PipelineReply:
+    """The results of a pipelined settle and claim: the settled ids, the number of claimed jobs, and the jobs.
 
-    The jobs are decoded when they are asked for, once.
+    The jobs are decoded once, on demand.
     """
 
     settled: set[int] = field(default_factory=set)
@@ -124,21 +148,23 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a worker sees of the table from afar: seconds until a job of its is due, and the beat of every worker.
+    """A worker's summary of the table: seconds until its next job is due, and the heartbeat count of every worker.
 
-    Seconds are negative for a job that could be claimed now, and None if there is none at all. A beat of -1 is that
-    of a worker that holds jobs and is not in the table. `plan_in` are seconds until a scheduler has something to do.
+    `due_in` is negative for a job that could be claimed now, and None if there is no job. A count of -1 belongs to a
+    worker that holds jobs and is not in the table. `plan_in` is the time in seconds until a scheduler has something to
+    do. `held` counts the running jobs of the querying worker, for each of its claims.
     """
 
     due_in: float | None
     pulses: Mapping[uuid.UUID, int]
     plan_in: float | None = None
     ticks_want_watching: bool = False
+    held: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
-    """What a worker process says about itself. `id` is drawn at random for each start: host names come back."""
+    """The registration of a worker process. `id` is random for each start, because host names are reused."""
 
     id: uuid.UUID
     host: str
@@ -147,19 +173,19 @@ class WorkerCard:
     slots: int
     mode: str
     version: str
-    # Which set of schedules its code declares.
+    # Identifies the set of schedules that its code declares.
     generation: str | None = None
 
 
 def hand_back(job: Job, delay: float | None = None) -> Outcome:
-    """The job goes back unharmed: a shutdown is not its fault, so neither attempt nor error is recorded."""
+    """Return the outcome that queues `job` again. A shutdown is not its fault: no attempt and no error is recorded."""
     assert job.claim is not None
     return Outcome(job.id, job.claim, "queued", delay=delay, gives_back=True)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """How a queue stands."""
+    """The state of a queue, and the numbers of its jobs."""
 
     name: str
     due: int
@@ -171,7 +197,7 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as others see it."""
+    """A worker as operators see it."""
 
     id: uuid.UUID
     host: str
@@ -185,3 +211,16 @@ class WorkerView:
     started_at: datetime
     silent_seconds: float
     idle_loop: float
+    # Its longest-running jobs, as (id, task), at most RUNNING_SHOWN.
+    jobs: tuple[tuple[int, str], ...] = ()
+
+
+# Maximum number of jobs that one log line names.
+MAX_NAMED = 10
+
+
+def named(jobs: Sequence[Job]) -> str:
+    """Return a list of jobs for a log line: `2 jobs: a#1, b#2`."""
+    names = ", ".join(f"{job.task}#{job.id}" for job in jobs[:MAX_NAMED])
+    more = f" and {len(jobs) - MAX_NAMED} more" if len(jobs) > MAX_NAMED else ""
+    return f"{len(jobs)} job{'s' if len(jobs) > 1 else ''}: {names}{more}"

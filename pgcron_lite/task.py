@@ -1,4 +1,4 @@
-"""A task: a function, and how its calls are put into the queue."""
+"""A task: a function, and the options with which its calls are enqueued."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from . import moment, retry
-from .arguments import Arguments
-from .errors import OptionError
+from . import durations, retry
+from . import job as bounds
+from .errors import OptionError, refuses_unknown_options
 from .handle import Handle
+from .interfaces import App
 from .job import MAX_CRASHES, NewJob
 from .retry import RetryPolicy
-
-if TYPE_CHECKING:
-    from .app import PgCron
+from .serialization.arguments import Arguments
+from .serialization.json_codec import short
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Due = str | int | float | timedelta | datetime
 
-SMALLINT = 32_767
-
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What is the same for all calls of a task."""
+    """Options of all calls of a task."""
 
     queue: str = "default"
     priority: int = 0
@@ -41,7 +39,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """What is said for one call, by `Task.options`."""
+    """Options of single calls, set by `Task.options`."""
 
     queue: str | None = None
     priority: int | None = None
@@ -52,10 +50,14 @@ class CallOptions:
     conn: Any = None
 
 
-class Task(Generic[P, R]):
-    """A registered function. Call it to run it here and now; `delay` has a worker run it."""
+# Marks an option that was not given, where None is a likely mistake.
+NOT_GIVEN: Any = object()
 
-    def __init__(self, app: PgCron, function: Callable[P, R], name: str, options: TaskOptions) -> None:
+
+class Task(Generic[P, R]):
+    """A registered function. A call runs it in this process; `delay` enqueues it for a worker."""
+
+    def __init__(self, app: App, function: Callable[P, R], name: str, options: TaskOptions) -> None:
         functools.update_wrapper(self, function)
         self.app = app
         self.name = name
@@ -71,14 +73,21 @@ class Task(Generic[P, R]):
         return f"<Task {self.name}>"
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Enqueue this call. A call the function would refuse is refused here."""
+        """Enqueue this call. Arguments that the function would not accept raise TypeError here."""
         return Handle(self.app, self.app.enqueue(self._jobs([(args, kwargs)]), self._call.conn)[0])
 
-    def map(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Handle[R]]:
-        """Enqueue many calls in one statement: a tuple of positional arguments each, or a dict of keywords."""
-        jobs = self._jobs(_spread(call, index) for index, call in enumerate(calls))
+    def map(self, calls: Iterable[Any]) -> list[Handle[R]]:
+        """Enqueue many calls in one statement: a tuple of positional arguments each, or a dict of keywords.
+
+        For a task with one parameter, anything else is its argument: `task.map([1, 2])`.
+        """
+        if isinstance(calls, (str, bytes, Mapping)):
+            raise TypeError(f"map({short(calls)}): expected a list of calls, as in [(1, 2), (3, 4)] or [{{'x': 1}}]")
+        takes_one = self.arguments.takes_one
+        jobs = self._jobs(_spread(call, index, takes_one) for index, call in enumerate(calls))
         return [Handle(self.app, job_id) for job_id in self.app.enqueue(jobs, self._call.conn)]
 
+    @refuses_unknown_options("options()")
     def options(
         self,
         *,
@@ -86,22 +95,27 @@ class Task(Generic[P, R]):
         priority: int | None = None,
         queue: str | None = None,
         max_attempts: int | None = None,
-        conn: Any = None,
+        conn: Any = NOT_GIVEN,
         headers: Mapping[str, str] | None = None,
         tags: Sequence[str] = (),
     ) -> Task[P, R]:
-        """This task with other options for the calls made from what is returned.
+        """Return a copy of this task whose calls have other options.
 
         `conn` is your own connection, cursor or session: the job is committed with your data, or not at all.
         """
+        if conn is None:
+            raise OptionError(
+                "options(conn=None): expected your connection or session, so that the job is committed with your data."
+                " Leave conn out to enqueue in a separate transaction."
+            )
         changed = copy.copy(self)
         changed._call = replace(
             self._call,
             queue=self._call.queue if queue is None else queue_name(queue),
             priority=self._call.priority if priority is None else priority_number(priority),
             max_attempts=self._call.max_attempts if max_attempts is None else retry.attempts(max_attempts),
-            execute_after=self._call.execute_after if execute_after is None else moment.due(execute_after),
-            conn=self._call.conn if conn is None else conn,
+            execute_after=self._call.execute_after if execute_after is None else durations.due(execute_after),
+            conn=self._call.conn if conn is NOT_GIVEN else conn,
             headers=self._call.headers if headers is None else header_texts(headers),
             tags=self._call.tags + tag_names(tags),
         )
@@ -109,7 +123,7 @@ class Task(Generic[P, R]):
 
     def _jobs(self, calls: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[NewJob]:
         call, own, app, dumps = self._call, self.settings, self.app, self.arguments.dumps
-        # What all of them share is found once: there may be a hundred thousand.
+        # Shared values are computed once: there may be a hundred thousand calls.
         limit = app.settings.payload_limit
         queue = call.queue or own.queue
         priority = own.priority if call.priority is None else call.priority
@@ -135,12 +149,16 @@ def task_options(
     max_crashes: int = MAX_CRASHES,
     keep_result: bool = True,
 ) -> TaskOptions:
-    """Options as given at decoration, each checked."""
+    """Return the options of `@app.task`, each checked."""
     for rule in rules:
         if not isinstance(rule, retry.RetryOn):
             raise OptionError(f"retry=[...]: expected RetryOn(SomeError, max_attempts=..., backoff=...), got {rule!r}")
-    if not isinstance(max_crashes, int) or isinstance(max_crashes, bool) or not 1 <= max_crashes <= 100:
-        raise OptionError(f"max_crashes={max_crashes!r}: expected a whole number from 1 to 100")
+    if (
+        not isinstance(max_crashes, int)
+        or isinstance(max_crashes, bool)
+        or not 1 <= max_crashes <= bounds.CRASHES_LIMIT
+    ):
+        raise OptionError(f"max_crashes={max_crashes!r}: expected a whole number from 1 to {bounds.CRASHES_LIMIT}")
     if not isinstance(keep_result, bool):
         raise OptionError(f"keep_result={keep_result!r}: expected True or False")
     return TaskOptions(
@@ -159,7 +177,7 @@ def task_options(
 
 
 def check_function(function: object) -> None:
-    """Refuse what cannot be run in a worker by its name, with the way out."""
+    """Raise `OptionError` for a function that a worker cannot run by its name, with an alternative."""
     if not callable(function):
         raise OptionError(f"@app.task expects a function, got {function!r}; options go by name: @app.task(queue=...)")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -167,11 +185,11 @@ def check_function(function: object) -> None:
     if inspect.isgeneratorfunction(function):
         raise OptionError(f"{function!r} is a generator; a task runs to its end and returns")
     if isinstance(function, (staticmethod, type)) or not hasattr(function, "__qualname__"):
-        raise OptionError(f"{function!r} has no name of its own to be found by; register a plain function")
+        raise OptionError(f"{function!r} has no name that a worker can look up; register a plain function")
 
 
 def written_name(value: object) -> str:
-    """A task's name as given by hand."""
+    """Return `value` if it is a valid explicit name of a task."""
     if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable() or value != value.strip():
         raise OptionError(f"name={value!r}: expected 1 to 200 printable characters, such as 'mail.send'")
     if value.split(".")[0] == "__main__":
@@ -188,14 +206,22 @@ def queue_name(value: object) -> str:
 
 
 def priority_number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -SMALLINT <= value <= SMALLINT:
-        raise OptionError(f"priority={value!r}: expected a whole number; higher runs earlier, 0 is usual")
+    lowest, highest = bounds.LOWEST_PRIORITY, bounds.HIGHEST_PRIORITY
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise OptionError(
+            f"priority={value!r}: expected a whole number from {lowest} to {highest}; higher runs earlier, 0 is usual"
+        )
     return value
 
 
 def tag_names(value: Sequence[str]) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(t, str) and t and t.isprintable() for t in value):
         raise OptionError(f"tags={value!r}: expected a list of words, such as tags=['import']")
+    if len(value) > bounds.MAX_TAGS or any(len(t) > bounds.MAX_TAG for t in value):
+        raise OptionError(
+            f"tags={short(value)}: expected up to {bounds.MAX_TAGS} words of up to {bounds.MAX_TAG} characters"
+            " each"
+        )
     return tuple(value)
 
 
@@ -205,15 +231,24 @@ def header_texts(value: Mapping[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not (isinstance(name, str) and isinstance(text, str) and "\0" not in name + text):
             raise OptionError(f"headers: {name!r}: {text!r}: expected text for both, without NUL")
+    # A character takes up to four bytes, and an entry has some overhead.
+    if sum(4 * len(name) + 4 * len(text) + 16 for name, text in value.items()) > bounds.MAX_HEADERS_SIZE:
+        raise OptionError(
+            f"headers: {len(value):,} headers with {sum(map(len, [*value, *value.values()])):,} characters in total are"
+            f" too large; up to {bounds.MAX_HEADERS_SIZE // 1024} kB are stored with a job. Pass the data as an"
+            " argument."
+        )
     return dict(value)
 
 
-def _spread(call: object, index: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def _spread(call: object, index: int, takes_one: bool) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     if isinstance(call, tuple):
         return call, {}
     if isinstance(call, Mapping):
         return (), call
+    if takes_one:
+        return (call,), {}
     raise TypeError(
-        f"map(): item {index} is {call!r}; expected a tuple of arguments, as in [(1, 2), (3, 4)] or [('one',)],"
+        f"map(): item {index} is {call!r}; expected a tuple of arguments, as in [(1, 2), (3, 4)],"
         " or a dict of keywords"
     )

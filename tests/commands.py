@@ -7,16 +7,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pgcron_lite
 from pgcron_lite.cli import pgcron
+from pgcron_lite.cli.find_app import find_app
+from pgcron_lite.worker.process import run_worker
 
 ROOT = Path(__file__).parents[1]
+# Where the package under test lies: with tox not in this checkout, but where it was installed and compiled.
+PACKAGES = Path(pgcron_lite.__file__).parents[1]
 
 Answer = subprocess.CompletedProcess[str]
 Run = Callable[..., Answer]
@@ -27,7 +32,7 @@ def environment(url: str | None, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PGCRON_") and k not in others}
     given = {} if url is None else {"DATABASE_URL": url}
     # An app that a test writes twice within a second has one date, and could be read as it was compiled the first time.
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", **given, **more}
+    return {**kept, "PYTHONPATH": str(PACKAGES), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", **given, **more}
 
 
 def command(*words: object) -> list[str]:
@@ -55,23 +60,44 @@ def runner(folder: Path, request: pytest.FixtureRequest) -> Run:
 
 def _in_this_process(words: list[str], folder: Path, env: dict[str, str], stdin: str) -> Answer:
     out, err, code = io.StringIO(), io.StringIO(), None
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with _surroundings(folder, env) as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        try:
+            pgcron.main(words, prog_name="pgcron")
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess(words, int(code or 0), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _surroundings(folder: Path, env: dict[str, str]) -> Iterator[pytest.MonkeyPatch]:
+    """The folder and the environment of a process of its own, in this one."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(os, "environ", os.environ.copy())
         for name in set(os.environ) - set(env):
             del os.environ[name]
         os.environ.update(env)
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(sys, "dont_write_bytecode", True)
         try:
-            pgcron.main(words, prog_name="pgcron")
-        except SystemExit as end:
-            code = end.code
+            yield patch
         finally:
             for name in ("shop", "app"):
                 sys.modules.pop(name, None)
-    return subprocess.CompletedProcess(words, int(code or 0), out.getvalue(), err.getvalue())
+
+
+def drain(folder: Path, url: str) -> None:
+    """Run every due job of the app in `folder` and put its schedules in force, as `pgcron worker --drain` does.
+
+    In this process, for tests that need what a worker leaves in the tables and not the worker.
+    """
+    with _surroundings(folder, environment(url)):
+        app = find_app()
+        try:
+            assert run_worker(app, drain=True) == 0
+        finally:
+            app.close()
 
 
 def objects(answer: Answer) -> list[dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import gc
 import itertools
 import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,10 +25,31 @@ from pgcron_lite.memory import MemoryStore
 # Real processes and servers that are killed, frozen and waited for. They depend on the operating system more than on
 # the versions of Python and of the drivers, so one line of tox runs them all and the others leave them out.
 SLOW = {
-    "test_ahead_rows", "test_benchmarks", "test_cli_crontab", "test_cli_schedules", "test_connection_rows", "test_dev",
-    "test_docs", "test_embedded", "test_examples", "test_hostile_tasks", "test_logs", "test_poison_rows",
-    "test_pooler_rows", "test_process_rows", "test_shell", "test_shutdown_rows", "test_storm", "test_supervisor",
-    "test_time_rows",
+    "test_benchmarks", "test_connection_rows", "test_dev", "test_docs", "test_embedded", "test_examples", "test_exits",
+    "test_failover_rows", "test_frozen_backends", "test_hangs", "test_hostile_tasks", "test_import_crontab",
+    "test_late_commits", "test_limits_of_the_server", "test_logs", "test_poison_rows", "test_pooler_rows",
+    "test_prefetch_rows", "test_process_rows", "test_producers", "test_schedules", "test_secrets", "test_shell",
+    "test_shutdown_rows", "test_simulation", "test_store_overlap", "test_storm", "test_supervisor", "test_time_rows",
+}  # fmt: skip
+
+# Calculations, commands, and statements to the server: gevent changes how a process waits, and these wait for nothing
+# but an answer, as all others do. With the tests that start programs in processes of their own, they run only once,
+# unpatched.
+SAME_UNDER_GEVENT = {
+    "test_annotations", "test_arguments", "test_cli", "test_config", "test_cron", "test_crontab_parser",
+    "test_differential", "test_durations", "test_find_app", "test_hints", "test_json_codec", "test_layers",
+    "test_output", "test_ownership", "test_plans", "test_producer", "test_retry", "test_roles", "test_schema",
+    "test_store_schedules", "test_store_schedules_property", "test_timing", "test_typing", "test_url",
+}  # fmt: skip
+PROCESSES = {"workers", "workers_of_its_own", "project"}
+SERVERS = {"pg_server", "store"}
+
+# Values, and machines in virtual time: the result does not depend on the server, and what they use of other libraries
+# is tested with the old releases by the rest. Tests of these files that have a server, and those of the contract of
+# stores on PostgreSQL, run in `lowest` too.
+SAME_IN_LOWEST = {
+    "test_annotations", "test_arguments", "test_config", "test_crontab_parser", "test_durations", "test_events",
+    "test_harness", "test_hints", "test_json_codec", "test_layers", "test_retry", "test_side_by_side", "test_typing",
 }  # fmt: skip
 
 
@@ -35,17 +58,50 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--half", type=int, choices=(1, 2), help="every second test: for two processes without xdist")
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Reading them takes each process of xdist longer than many a test.
+    return True if collection_path.stem in SLOW and "not slow" in config.option.markexpr else None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+# Before the markers are compared with -m.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in SLOW:
+        name, fixtures = item.path.stem, {*getattr(item, "fixturenames", ())}
+        if name in SLOW:
             item.add_marker("slow")
-    if half := config.getoption("--half"):
-        config.hook.pytest_deselected(items=items[2 - half :: 2])
-        items[:] = items[half - 1 :: 2]
+        if name in SAME_UNDER_GEVENT or fixtures & PROCESSES:
+            item.add_marker("same_under_gevent")
+        if _is_on_memory(item) or (name in SAME_IN_LOWEST and not fixtures & SERVERS):
+            item.add_marker("same_in_lowest")
+    items[:] = _slow_ones_first(items)
+
+
+def _is_on_memory(item: pytest.Item) -> bool:
+    """Whether this is a test of the contract of stores, on the one without a server."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("store") == "memory"
+
+
+def _slow_ones_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Let each process of xdist begin with its share of the slow tests, so that no long one is left at the end.
+
+    With --dist worksteal each process is given one part of the list, in order, and steals from the others in the end.
+    """
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.path.stem in SLOW]
+    fast = [item for item in items if item.path.stem not in SLOW]
+    return [item for part in range(parts) for kind in (slow, fast) for item in _part(kind, part, parts)]
+
+
+def _part(items: list[pytest.Item], part: int, parts: int) -> list[pytest.Item]:
+    return items[len(items) * part // parts : len(items) * (part + 1) // parts]
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests stay to the end: the garbage collector need not look at each of them again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +112,12 @@ def pg_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPost
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_is_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that is short of processors any look may take long; claims are to be as exact as they are fast."""
     with contextlib.suppress(ImportError):
-        from pgcron_lite.pg import marks
+        from pgcron_lite.pg import claim_cursor
 
-        monkeypatch.setattr(marks, "DEAR_SECONDS", math.inf)
+        monkeypatch.setattr(claim_cursor, "EXPENSIVE_SECONDS", math.inf)
 
 
 class Databases:
@@ -89,11 +145,11 @@ class Databases:
     @functools.cached_property
     def template(self) -> str:
         """The name of a database with our schema."""
-        from pgcron_lite.pg.address import address
         from pgcron_lite.pg.migrate import migrate
+        from pgcron_lite.pg.url import parse_url
 
         url = self.create()
-        migrate(address(url, application="pgcron tests"))
+        migrate(parse_url(url, application="pgcron tests"))
         eventually(lambda: not self.visitors(url))
         return name_of(url)
 
@@ -135,9 +191,15 @@ def databases(pg_server: EmbeddedPostgres) -> Iterator[Databases]:
 
 
 @pytest.fixture
-def pg_url(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+def template(databases: Databases) -> str:
+    """The name of the database that `pg_url` is a copy of."""
+    return databases.template
+
+
+@pytest.fixture
+def pg_url(databases: Databases, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """A database of this test's own, with our schema."""
-    yield from _lent(databases, databases.create(databases.template), request)
+    yield from _lent(databases, databases.create(template), request)
 
 
 @pytest.fixture
@@ -172,12 +234,12 @@ def store(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Any]:
     if request.param == "memory":
         yield MemoryStore(clock)
         return
-    from pgcron_lite.pg.address import address
     from pgcron_lite.pg.store import PostgresStore
+    from pgcron_lite.pg.url import parse_url
 
     url = request.getfixturevalue("pg_url")
     clock.rule(url)
-    store = PostgresStore(address(url, application="pgcron store"))
+    store = PostgresStore(parse_url(url, application="pgcron store"))
     yield store
     store.close()
     clock.release()

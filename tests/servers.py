@@ -28,6 +28,14 @@ EmbeddedPostgres(sys.argv[1], version=int(sys.argv[2]), folder=sys.argv[3] or No
 """
 
 
+class Server(EmbeddedPostgres):
+    """The embedded server under a URL without options: tests append to it, and send it through poolers."""
+
+    @property
+    def url(self) -> str:
+        return super().url.partition("?")[0]
+
+
 def wanted_version() -> int:
     """PostgreSQL 18, or what `PGCRON_TEST_PG` says. Skips the test where there is to be none."""
     if os.environ.get("PGCRON_TEST_STORE") == "memory":
@@ -38,8 +46,8 @@ def wanted_version() -> int:
 @contextlib.contextmanager
 def server(home: Path, **settings: str) -> Iterator[EmbeddedPostgres]:
     """A running server in a folder of its own, with further server settings."""
-    version, folder = wanted_version(), _place_in_memory()
-    embedded = EmbeddedPostgres(home, version=version, settings={**FAST, **settings}, folder=folder)
+    version, folder = wanted_version(), place_in_memory()
+    embedded = Server(home, version=version, settings={**FAST, **settings}, folder=folder)
     with running(GUARD, embedded.home, version, folder or "", start_new_session=True) as guard:
         try:
             embedded.start()
@@ -49,7 +57,7 @@ def server(home: Path, **settings: str) -> Iterator[EmbeddedPostgres]:
     assert guard.returncode == 0, "a server of the tests was not cleaned away"
 
 
-def _place_in_memory() -> Path | None:
+def place_in_memory() -> Path | None:
     """A folder to be made where files lie in memory, if there is room for the servers of all processes of a run."""
     with contextlib.suppress(OSError):
         if shutil.disk_usage(MEMORY).free > ROOM:

@@ -1,17 +1,21 @@
 """The app: names, registration, settings, and that nothing happens before it must."""
 
+import inspect
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from support import python
 
-from pgcron_lite import Backoff, PgCron, RetryOn, Task, process
-from pgcron_lite.app import task_name
-from pgcron_lite.errors import OptionError, SetupFinished, UnknownJob, UnknownTask
+from pgcron_lite import Backoff, PgCron, RetryOn, Task
+from pgcron_lite.app import RunOptions, task_name
+from pgcron_lite.errors import OptionError, PgCronError, SetupFinished, UnknownJob, UnknownTask
+from pgcron_lite.worker import process
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_several_apps_live_in_one_process_without_knowing_of_each_other():
     process.run_worker(second, drain=True)
 
     assert (one.app, two.app) == (first, second)
-    assert [handle.state for handle in handles] == ["queued", "done", "done"]
+    assert [handle.state() for handle in handles] == ["queued", "done", "done"]
 
 
 def test_an_app_in_memory_keeps_its_queue_while_threads_use_it(app):
@@ -60,9 +64,10 @@ def test_an_app_in_memory_keeps_its_queue_while_threads_use_it(app):
         thread.join()
 
     assert process.run_worker(app, drain=True) == 0
-    assert [app.handle(n).state for n in range(1, 21)] == ["done"] * 20
+    assert [app.handle(n).state() for n in range(1, 21)] == ["done"] * 20
 
 
+@pytest.mark.row("S25")
 def test_memory_on_a_production_host_is_warned_about(monkeypatch):
     monkeypatch.setenv("DYNO", "web.1")
 
@@ -226,10 +231,10 @@ class Callable:
         (both, "is async"),
         (generating, "is a generator; a task runs to its end and returns"),
         ("mail", r"expects a function, got 'mail'; options go by name: @app\.task\(queue=\.\.\.\)"),
-        (Callable(), "has no name of its own to be found by"),
-        (staticmethod(work), "has no name of its own"),
+        (Callable(), "has no name that a worker can look up"),
+        (staticmethod(work), "has no name that a worker can look up"),
         (classmethod(work), "expects a function"),
-        (lambda: None, "a lambda has no name to be found by; define a function, or give it name="),
+        (lambda: None, "a lambda has no name that a worker can look up; define a function, or give it name="),
         (int, "register a plain function"),
     ],
 )
@@ -242,7 +247,7 @@ def test_a_lambda_with_a_name_is_a_task(app):
     handle = app.task(name="double")(lambda x: x * 2).delay(21)
     process.run_worker(app, drain=True)
 
-    assert handle.result() == 42
+    assert handle.result(timeout=0) == 42
 
 
 @pytest.mark.parametrize(
@@ -291,7 +296,7 @@ def test_an_option_that_cannot_be_right_is_refused_at_decoration(app, options, w
 
 def test_all_options_together_are_taken(app):
     task = app.task(
-        name="mail.send", queue="mail", priority=-5, max_attempts=8, backoff=Backoff(first="5s", factor=2, most="10m"),
+        name="mail.send", queue="mail", priority=-5, max_attempts=8, backoff=Backoff(first="5s", factor=2, max="10m"),
         retry_on=(ConnectionError,), discard_on=ValueError, retry=[RetryOn(KeyError, max_attempts=2)], max_crashes=1,
         keep_result=False,
     )(work)
@@ -341,7 +346,7 @@ def test_a_closed_app_opens_again(pg_url):
 
     second = task.delay()
 
-    assert [app.handle(h.id).state for h in (first, second)] == ["queued", "queued"]
+    assert [app.handle(h.id).state() for h in (first, second)] == ["queued", "queued"]
     app.close()
 
 
@@ -362,3 +367,47 @@ def test_importing_a_module_that_defines_tasks_loads_no_driver(tmp_path):
     said = python('import sys, mail; print({"psycopg", "gevent", "flask", "click"} & set(sys.modules))', cwd=tmp_path)
 
     assert said.splitlines() == ["mail.hello", "set()"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"slot": 5}, "run_worker() has no option 'slot'; did you mean 'slots'?"),
+        ({"queue": "mail"}, "did you mean 'queues'?"),
+        ({"log_format": "jsonl"}, "log_format='jsonl': expected one of text, logfmt, json; did you mean 'json'?"),
+        ({"log_level": "loud"}, "log_level='loud': expected one of debug, info, warning, error, critical"),
+        ({"max_seconds": 0}, "max_seconds=0: expected a number of seconds above 0"),
+        ({"max_seconds": "1m"}, "max_seconds='1m': expected a number of seconds above 0"),
+        ({"drain": "no"}, "drain='no': expected True or False"),
+        ({"slots": 0}, "slots"),
+        ({"start_within": "soon"}, "start_within"),
+        ({"processes": 0}, "processes=0: expected a whole number from 1 to 256"),
+    ],
+)
+def test_an_option_of_a_worker_that_cannot_be_right_is_refused(options, words):
+    app = PgCron("options", url="memory://")
+
+    with pytest.raises(PgCronError, match=re.escape(words) if len(words) > 10 else f"(?i){words}"):
+        app.run_worker(**options)
+
+    assert app.run_worker(drain=True) == 0
+
+
+def test_every_option_of_a_worker_is_typed_and_documented():
+    given = set(inspect.signature(process.run_worker).parameters) - {"app"}
+
+    assert set(RunOptions.__annotations__) == given | {"log_format", "log_level"}
+    assert [name for name in RunOptions.__annotations__ if f"`{name}" not in PgCron.run_worker.__doc__] == []
+
+
+def test_the_time_zone_of_a_schedule_is_stored_by_its_name_however_it_is_given(app):
+    berlin = ZoneInfo("Europe/Berlin")
+    app.cron("30 2 * * *", tz=berlin, name="by_cron")(work)
+    app.schedule("30 2 * * *", tz=berlin, name="by_schedule")(work)
+    view = app.schedules.add("by_hand", "30 2 * * *", app.task(name="work")(work), tz=berlin)
+
+    zones = [schedule.timing.tz for schedule in (*app.declared.values(), view.schedule)]
+    assert zones == ["Europe/Berlin"] * 3
+    assert '"tz":"Europe/Berlin"' in app.definitions["by_cron"]
+    with app.testing(at="2026-03-01 12:00", tz=berlin) as t:
+        assert t.now.tzinfo == berlin

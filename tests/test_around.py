@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from support import eventually
 
-from pgcron_lite import PgCron, Retry, current_job, process
+from pgcron_lite import PgCron, Retry, current_job
 from pgcron_lite.errors import OptionError
 from pgcron_lite.job import Job
+from pgcron_lite.worker import process
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_a_hook_that_fails_may_be_retried_like_the_task(app):
     job = drained(app, work, max_attempts=3, backoff="1ms")
     eventually(lambda: process.run_worker(app, drain=True) == 0 and app.handle(job.id).job().is_final)
 
-    assert (tries, app.handle(job.id).state) == ([1, 2], "done")
+    assert (tries, app.handle(job.id).state()) == ([1, 2], "done")
 
 
 def test_steering_passes_through_hooks(app):

@@ -5,6 +5,7 @@ import pytest
 
 from pgcron_lite import PgCron, config
 from pgcron_lite.errors import ConfigError, SetupFinished
+from pgcron_lite.worker import process
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -34,7 +35,19 @@ def test_what_providers_call_the_direct_url_is_known(name: str) -> None:
 
 
 def test_an_empty_variable_is_no_value() -> None:
-    assert config.from_environment({"PGCRON_SLOTS": "", "DATABASE_URL": ""}) == config.Settings()
+    empty = {"PGCRON_SLOTS": "", "DATABASE_URL": "", "PGCRON_QUEUES": ""}
+
+    assert config.from_environment(empty) == config.Settings()
+
+
+@pytest.mark.parametrize("queues", ["", ",", " ", [], [""], ["mail", ""], ()])
+def test_no_queue_by_name_is_not_every_queue(queues: Any) -> None:
+    app = PgCron("shop", url="memory://")
+
+    with pytest.raises(ConfigError, match=r"or \* for every queue"):
+        process.run_worker(app, queues=queues, drain=True)
+    with pytest.raises(ConfigError, match=r"or \* for every queue"):
+        PgCron("shop", queues=queues)
 
 
 @pytest.mark.parametrize(

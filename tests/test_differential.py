@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     consumes,
+    initialize,
     invariant,
     multiple,
     rule,
@@ -30,8 +31,11 @@ from psycopg.rows import tuple_row
 from pgcron_lite.errors import PgCronError
 from pgcron_lite.job import MAX_ERRORS, Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.pg.url import parse_url
+from pgcron_lite.schedules import ticks
+from pgcron_lite.schedules.schedule import Schedule, timing_of
+from pgcron_lite.schedules.ticks import Tick
 
 LONG = bool(os.environ.get("PGCRON_TEST_LONG"))
 EXAMPLES, STEPS = (1_000, 80) if LONG else (30, 40)
@@ -205,13 +209,19 @@ class Pair(RuleBasedStateMachine):
         jobs = ours.find(limit=10_000)
         self._same_jobs(jobs, theirs.find(limit=10_000))
         assert ours.queues() == theirs.queues()
-        assert sorted(map(_plain, ours.workers())) == sorted(map(_plain, theirs.workers()))
+        mine = [
+            replace(view, jobs=tuple((self.to_database[job_id], task) for job_id, task in view.jobs))
+            for view in ours.workers()
+        ]
+        assert sorted(map(_plain, mine)) == sorted(map(_plain, theirs.workers()))
         assert ours.waiting_tasks() == theirs.waiting_tasks()
         assert ours.waiting_tasks(["a"]) == theirs.waiting_tasks(["a"])
         for queues in (("*",), ("b", "c")):
             assert ours.next_due(queues, TASKS) == pytest.approx(theirs.next_due(queues, TASKS))
             mine, yours = ours.look(queues, TASKS), theirs.look(queues, TASKS)
             assert (mine.due_in, mine.pulses) == (pytest.approx(yours.due_in), yours.pulses)
+            for worker in mine.pulses:
+                assert ours.look(queues, TASKS, worker).held == theirs.look(queues, TASKS, worker).held
             assert ours.suspects_due(queues, TASKS) == theirs.suspects_due(queues, TASKS)
 
     @invariant()
@@ -308,6 +318,239 @@ class Pair(RuleBasedStateMachine):
         assert [_shown(j, self.to_database[j.id]) for j in ours] == [_shown(j, j.id) for j in theirs]
 
 
+NAMES = ["slow", "quick"]
+POLICIES = st.fixed_dictionaries({
+    "overlap": st.sampled_from(["skip", "queue", "queue", "allow"]),
+    "catch_up": st.sampled_from(["latest", "skip", "all"]),
+    "start_within": st.sampled_from([None, None, timedelta(seconds=90)]),
+    "alert_after": st.sampled_from([None, timedelta(seconds=100)]),
+    "after_finish": st.just(False),
+})  # fmt: skip
+SCHEDULE = st.sampled_from(NAMES)
+
+
+class Times(RuleBasedStateMachine):
+    """Two schedules on both stores, and workers that end, note and release their runs, or die before they do."""
+
+    def __init__(self, clock: Clock, database: PostgresStore, conn: "psycopg.Connection[Any]") -> None:
+        super().__init__()
+        self.clock = clock
+        self.memory = MemoryStore(clock)
+        self.database = database
+        conn.execute(
+            """
+            truncate pgcron.jobs, pgcron.history, pgcron.workers, pgcron.queues, pgcron.schedules, pgcron.ticks;
+            update pgcron.planner set watched_at = '-infinity'
+            """
+        )
+        self.to_database: dict[int, int] = {}
+        self.running: dict[str, list[Job]] = {name: [] for name in NAMES}
+        self.token = 1000
+
+    @initialize(slow=POLICIES, quick=POLICIES)
+    def declare(self, slow: dict[str, Any], quick: dict[str, Any]) -> None:
+        self.schedules = {
+            name: Schedule(name, "add", timing_of(when, "UTC", name=name), queue=name, **policies)
+            for name, when, policies in (("slow", "*/5 * * * *", slow), ("quick", "* * * * * */3", quick))
+        }
+        for name, schedule in self.schedules.items():
+            self._both("put_schedule", name, "shop", schedule.dumps(), replace=False)
+        self.plan()
+
+    @rule()
+    def plan(self) -> None:
+        for name in NAMES:
+            self._both("plan", ticks.decide, name)
+        self._pair_jobs()
+
+    @rule(seconds=st.sampled_from([1, 5, 20, 61, 95, 130, 301, 700]))
+    def outage(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+
+    @rule(turns=st.sampled_from([1, 3, 12]))
+    def time_goes_by(self, turns: int) -> None:
+        """Schedulers are at work, and nobody else."""
+        for _ in range(turns):
+            self.clock.advance(20)
+            self.plan()
+
+    @rule(name=SCHEDULE, limit=st.sampled_from([1, 2, 5, 200]), releases=st.booleans(), dies=st.booleans())
+    def work(self, name: str, limit: int, releases: bool, dies: bool) -> None:
+        """Claim some runs, begin those that may, and put the others away. Ask twice, as after a lost reply."""
+        self._work(name, name, "add", limit, releases=releases, dies=dies)
+
+    def _work(self, name: str, queue: str, task: str, limit: int, *, releases: bool, dies: bool) -> None:
+        self.token += 1
+        claim = uuid.UUID(int=self.token)
+        held = self.memory.claim(WORKERS[0], claim, [queue], [task], limit)
+        theirs = self.database.claim(WORKERS[0], claim, [queue], [task], limit)
+        assert [self.to_database[job.id] for job in held] == [job.id for job in theirs]
+        answers = self._admitted(held)
+        if dies:
+            answers |= self._admitted(held)
+        for job in held:
+            answer = answers[job.id]
+            if answer.refusal is not None:
+                self._end(job, "cancelled", notes=not dies, releases=releases)
+            elif answer.wait is not None:
+                self._settle(Outcome(job.id, claim, "queued", delay=answer.wait, gives_back=True))
+                if releases:
+                    self._on_jobs("release", [job.id])
+            else:
+                self.running[name].append(job)
+
+    @rule(
+        name=SCHEDULE, state=st.sampled_from(["done", "done", "failed", "queued"]), notes=st.booleans(),
+        releases=st.booleans(), which=st.integers(0, 3),
+    )
+    def end(self, name: str, state: str, notes: bool, releases: bool, which: int) -> None:
+        if self.running[name]:
+            job = self.running[name].pop(which % len(self.running[name]))
+            self._end(job, state, notes=notes, releases=releases)
+
+    @rule()
+    def watch(self) -> None:
+        (ours, our_alarms), (theirs, their_alarms) = self.memory.watch(), self.database.watch()
+        assert self._mapped(ours) == sorted(theirs, key=str)
+        assert self._mapped(our_alarms) == sorted(their_alarms, key=str)
+
+    @rule(name=SCHEDULE, what=st.sampled_from(["cancel", "retry", "delete"]), which=st.integers(0, 5))
+    def by_hand(self, name: str, what: str, which: int) -> None:
+        """Somebody cancels, retries or deletes the job of one of the newest ticks."""
+        with_jobs = [view.job_id for view in self.memory.ticks(name, limit=12) if view.job_id is not None]
+        if with_jobs:
+            job_id = with_jobs[which % len(with_jobs)]
+            assert getattr(self.memory, what)(job_id) == getattr(self.database, what)(self.to_database[job_id])
+
+    @rule(name=SCHEDULE, kind=st.sampled_from(["manual", "backfill"]))
+    def ask_for_a_run(self, name: str, kind: Any) -> None:
+        now = self.clock.now
+        tick = Tick(now - timedelta(microseconds=7), now, self.schedules[name].job(now, now), now, kind=kind)
+        self._both("add_ticks", name, [tick])
+        self._pair_jobs()
+
+    @invariant()
+    def both_tell_the_same_of_ticks(self) -> None:
+        assert [*map(_plain, self.memory.schedules())] == [*map(_plain, self.database.schedules())]
+        for name in NAMES:
+            assert self._mapped(self.memory.ticks(name, limit=1_000)) == sorted(
+                self.database.ticks(name, limit=1_000), key=str
+            )
+        ours = {self.to_database[job.id]: (job.state, job.execute_after) for job in self.memory.find(limit=10_000)}
+        assert ours == {job.id: (job.state, job.execute_after) for job in self.database.find(limit=10_000)}
+
+    # On both
+
+    def _both(self, verb: str, *args: Any, **options: Any) -> None:
+        getattr(self.memory, verb)(*args, **options)
+        getattr(self.database, verb)(*args, **options)
+
+    def _on_jobs(self, verb: str, job_ids: list[int]) -> None:
+        ours = getattr(self.memory, verb)(job_ids)
+        theirs = getattr(self.database, verb)([self.to_database[job_id] for job_id in job_ids])
+        assert self._mapped(ours) == sorted(theirs, key=str) if verb == "close_ticks" else ours == theirs
+
+    def _pair_jobs(self) -> None:
+        for name in NAMES:
+            theirs = {view.tick: view.job_id for view in self.database.ticks(name, limit=1_000)}
+            for view in self.memory.ticks(name, limit=1_000):
+                if view.job_id is not None:
+                    self.to_database[view.job_id] = theirs[view.tick]
+
+    def _admitted(self, held: list[Job]) -> dict[int, Any]:
+        ours = self.memory.admit([job.id for job in held])
+        theirs = self.database.admit([self.to_database[job.id] for job in held])
+        assert {self.to_database[job_id]: answer for job_id, answer in ours.items()} == theirs
+        return ours
+
+    def _end(self, job: Job, state: Any, *, notes: bool, releases: bool) -> None:
+        assert job.claim is not None
+        self._settle(Outcome(job.id, job.claim, state, delay=30.0 if state == "queued" else None))
+        if notes:
+            self._on_jobs("close_ticks", [job.id])
+        if releases:
+            self._on_jobs("release", [job.id])
+
+    def _settle(self, outcome: Outcome) -> None:
+        settled = self.memory.settle([outcome])
+        theirs = self.database.settle([replace(outcome, id=self.to_database[outcome.id])])
+        assert {self.to_database[job_id] for job_id in settled} == theirs
+
+    def _mapped(self, ours: list[Any]) -> list[Any]:
+        """The same with the ids of the database."""
+        return sorted((replace(each, job_id=self.to_database.get(each.job_id)) for each in ours), key=str)
+
+
+class ChangedTimes(Times):
+    """The same, while the schedules get other tasks and queues, of which each worker knows one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Schedules whose runs were allowed to overlap once; those that did go on.
+        self.overlapped: set[str] = set()
+
+    @rule(name=SCHEDULE, task=st.sampled_from(TASKS), elsewhere=st.booleans(), policies=st.none() | POLICIES)
+    def change(self, name: str, task: str, elsewhere: bool, policies: dict[str, Any] | None) -> None:
+        queue = f"{name} elsewhere" if elsewhere else name
+        self.schedules[name] = replace(self.schedules[name], task=task, queue=queue, **policies or {})
+        self._both("put_schedule", name, "shop", self.schedules[name].dumps(), replace=True)
+        self.plan()
+
+    @rule(
+        name=SCHEDULE, task=st.sampled_from(TASKS), elsewhere=st.booleans(), limit=st.sampled_from([1, 5, 200]),
+        releases=st.booleans(), dies=st.booleans(),
+    )
+    def work_elsewhere(
+        self, name: str, task: str, elsewhere: bool, limit: int, releases: bool, dies: bool
+    ) -> None:
+        queue = f"{name} elsewhere" if elsewhere else name
+        self._work(name, queue, task, limit, releases=releases, dies=dies)
+
+    @rule(name=SCHEDULE, which=st.integers(0, 3), knows=st.booleans())
+    def hand_back(self, name: str, which: int, knows: bool) -> None:
+        """A worker stops in the middle of a run, or before it has asked whether it may begin one."""
+        if self.running[name] and knows:
+            job = self.running[name].pop(which % len(self.running[name]))
+            self._settle(Outcome(job.id, job.claim, "queued", gives_back=True))
+            return
+        self.token += 1
+        claim = uuid.UUID(int=self.token)
+        held = self.memory.claim(WORKERS[0], claim, [name], TASKS, 2)
+        theirs = self.database.claim(WORKERS[0], claim, [name], TASKS, 2)
+        assert [self.to_database[job.id] for job in held] == [job.id for job in theirs]
+        for job in held:
+            self._settle(Outcome(job.id, claim, "queued", gives_back=True))
+
+    @rule(name=SCHEDULE, verb=st.sampled_from(["pause_schedule", "resume_schedule", "remove_schedule"]))
+    def stop_and_go(self, name: str, verb: str) -> None:
+        """A schedule that is removed is added again, the same and yet another: the runs of the first may go on."""
+        self._both(verb, name)
+        self.both_tell_the_same_of_ticks()
+        if verb == "remove_schedule":
+            self._both("put_schedule", name, "shop", self.schedules[name].dumps(), replace=False)
+        self.plan()
+
+    @rule(name=SCHEDULE)
+    def ask_after_a_removal(self, name: str) -> None:
+        self.token += 1
+        claim = uuid.UUID(int=self.token)
+        held = self.memory.claim(WORKERS[0], claim, [name], TASKS, 3)
+        self.database.claim(WORKERS[0], claim, [name], TASKS, 3)
+        self._both("remove_schedule", name)
+        answers = self._admitted(held)
+        for job in held:
+            self._settle(Outcome(job.id, claim, "done" if answers[job.id].refusal is None else "cancelled"))
+        self._both("put_schedule", name, "shop", self.schedules[name].dumps(), replace=False)
+        self.plan()
+
+    @invariant()
+    def runs_that_take_turns_do(self) -> None:
+        for name, schedule in self.schedules.items():
+            if schedule.overlap == "allow":
+                self.overlapped.add(name)
+            assert name in self.overlapped or len(self.running[name]) <= 1
+
+
 def _beat(right: int, kind: str) -> int | None:
     return {"right": right, "wrong": right + 1, "certain": None, "orphan": -1}[kind]
 
@@ -324,25 +567,163 @@ def _shown(job: Job, job_id: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pair(pg_url: str, clock: Clock) -> Iterator[Any]:
-    """Makes a fresh pair of empty stores under one clock."""
+def side_by_side(pg_url: str, clock: Clock) -> Iterator[Any]:
+    """Makes fresh pairs of empty stores under one clock."""
     clock.rule(pg_url)
-    database = PostgresStore(address(pg_url, application="pgcron pair"))
+    database = PostgresStore(parse_url(pg_url, application="pgcron pair"))
     with psycopg.connect(pg_url, autocommit=True, row_factory=tuple_row) as conn:
-        yield lambda: Pair(clock, database, conn)
+        yield lambda machine: lambda: machine(clock, database, conn)
     database.close()
     clock.release()
 
 
-@pytest.mark.timeout(3600 if LONG else 240)
-def test_both_stores_live_the_same_life(pair: Any) -> None:
-    settings = hypothesis.settings(
-        max_examples=EXAMPLES,
+def settings(examples: int, **options: Any) -> hypothesis.settings:
+    return hypothesis.settings(
+        max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
         print_blob=True,
         suppress_health_check=list(hypothesis.HealthCheck),
+        **options,
     )
 
-    run_state_machine_as_test(pair, settings=settings)
+
+@pytest.mark.timeout(3600 if LONG else 240)
+def test_both_stores_live_the_same_life(side_by_side: Any) -> None:
+    run_state_machine_as_test(side_by_side(Pair), settings=settings(EXAMPLES))
+
+
+@pytest.mark.timeout(3600 if LONG else 240)
+def test_both_stores_say_the_same_of_schedules_that_change(side_by_side: Any) -> None:
+    run_state_machine_as_test(side_by_side(ChangedTimes), settings=settings(1_000 if LONG else 15))
+
+
+@pytest.mark.timeout(3600 if LONG else 240)
+def test_both_stores_say_the_same_of_ticks(side_by_side: Any) -> None:
+    run_state_machine_as_test(side_by_side(Times), settings=settings(1_000 if LONG else 15))
+
+
+# Each of the rules, changed in one store only.
+MUTATIONS = {
+    "too late": ("due_ticks", "moment > o.due_at + o.start_within", "moment > o.due_at + 2 * o.start_within"),
+    "missed": ("due_ticks", "o.catch_up = 'skip' and moment", "o.catch_up = 'all' and moment"),
+    "a later tick stands for it": ("due_ticks", "o.tick < o.newest", "o.tick > o.newest"),
+    "its turn has come": ("due_ticks", "(o.is_running or ", "("),
+    "the bound": ("due_ticks", "c.waiting > c.most", "c.waiting >= c.most"),
+    "ready at": ("due_ticks", "t.overlap = 'queue' or", "t.overlap = 'allow' or"),
+    "runs by hand take turns": ("admit", "when o.kind <> 'tick' then 'wait'", "when o.kind <> 'tick' then 'skip'"),
+    "in order": ("admit", "order by d.reason is not null, d.due_at", "order by d.reason is not null, d.due_at desc"),
+}
+
+
+def declared(times: Times, **policies: Any) -> None:
+    """Give the quick schedule these policies."""
+    usual = {"overlap": "skip", "catch_up": "latest", "start_within": None, "alert_after": None, "after_finish": False}
+    times.declare(usual, usual | policies)
+
+
+def passes(times: Times, *seconds: int) -> None:
+    """Plan before each of these pauses."""
+    for pause in seconds:
+        times.plan()
+        times.outage(pause)
+
+
+def works(times: Times, limit: int = 200) -> None:
+    times.work("quick", limit, releases=True, dies=False)
+
+
+def too_late(times: Times) -> None:
+    declared(times, catch_up="all", start_within=timedelta(seconds=90))
+    passes(times, 130)
+    works(times)
+
+
+def missed(times: Times) -> None:
+    declared(times, catch_up="skip")
+    passes(times, 95)
+    works(times)
+
+
+def a_later_tick_stands_for_it(times: Times) -> None:
+    declared(times, overlap="allow")
+    passes(times, 3, 3)
+    works(times)
+
+
+def its_turn_has_come(times: Times) -> None:
+    declared(times, overlap="queue", catch_up="skip")
+    passes(times, 3)
+    works(times)
+    passes(times, 95)
+    works(times)
+
+
+def the_bound(times: Times) -> None:
+    declared(times, overlap="queue")
+    passes(times, 3)
+    works(times)
+    passes(times, *[3] * 102)
+    works(times)
+
+
+def ready_at(times: Times) -> None:
+    declared(times, overlap="queue")
+    passes(times, 3)
+    works(times)
+    passes(times, 95)
+    times.end("quick", "done", notes=True, releases=True, which=0)
+    works(times)
+
+
+def runs_by_hand_take_turns(times: Times) -> None:
+    declared(times)
+    passes(times, 3)
+    works(times)
+    times.ask_for_a_run("quick", "manual")
+    works(times)
+
+
+def in_order(times: Times) -> None:
+    declared(times, overlap="queue")
+    passes(times, 3, 3)
+    works(times)
+
+
+SCENARIOS = {scenario.__name__.replace("_", " "): scenario for scenario in (
+    too_late, missed, a_later_tick_stands_for_it, its_turn_has_come, the_bound, ready_at, runs_by_hand_take_turns,
+    in_order,
+)}  # fmt: skip
+
+
+def mutate(pg_url: str, rule: str) -> None:
+    function, text, other = MUTATIONS[rule]
+    with psycopg.connect(pg_url) as conn:
+        [[definition]] = conn.execute(
+            "select pg_get_functiondef(p.oid) from pg_proc as p where p.proname = %s", [function]
+        ).fetchall()
+        assert definition.count(text) == 1
+        conn.execute(definition.replace(text, other))
+
+
+@pytest.mark.parametrize("rule", MUTATIONS)
+def test_a_rule_that_only_one_store_has_is_found(side_by_side: Any, pg_url: str, rule: str) -> None:
+    fresh = side_by_side(Times)
+
+    SCENARIOS[rule](fresh())
+    mutate(pg_url, rule)
+    with pytest.raises(AssertionError):
+        SCENARIOS[rule](fresh())
+
+
+# Some take minutes to find.
+@pytest.mark.timeout(3600 if LONG else 240)
+@pytest.mark.parametrize("rule", MUTATIONS if LONG else ["in order"])
+def test_random_steps_find_a_rule_that_only_one_store_has(side_by_side: Any, pg_url: str, rule: str) -> None:
+    mutate(pg_url, rule)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            side_by_side(Times),
+            settings=settings(1_000, derandomize=True, phases=[hypothesis.Phase.generate]),
+        )

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from clock import Clock
 
-from pgcron_lite import Cancel, PgCron, Retry, Snooze, current_job, process
+from pgcron_lite import Cancel, PgCron, Retry, Snooze, current_job
 from pgcron_lite.errors import OptionError, SetupFinished
 from pgcron_lite.events import EVENTS, Events
-from pgcron_lite.execute import Ended
 from pgcron_lite.job import Job, Outcome, WorkerCard, hand_back
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.plan import SCHEDULE, Schedule
-from pgcron_lite.report import Reporter
-from pgcron_lite.schedule import Cron
-from pgcron_lite.scheduler import Scheduler
+from pgcron_lite.schedules.schedule import SCHEDULE, Schedule
+from pgcron_lite.schedules.timing import Cron
+from pgcron_lite.worker import process
+from pgcron_lite.worker.execute import Ended
+from pgcron_lite.worker.reporting import Reporter
+from pgcron_lite.worker.scheduler import Scheduler
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -99,7 +100,7 @@ def test_a_receiver_that_fails_is_logged_and_forgotten(app, caplog, error):
     handle = work.delay()
     drain(app)
 
-    assert handle.state == "done"
+    assert handle.state() == "done"
     assert heard == [handle.id]
     assert [r.exc_info[1] for r in caplog.records if "broken of job_done failed" in r.getMessage()] == [error]
 
@@ -112,7 +113,7 @@ def test_a_receiver_that_fails_when_a_job_starts_does_not_fail_the_job(app):
     handle = app.task(name="work")(nothing).delay()
     drain(app)
 
-    assert handle.state == "done"
+    assert handle.state() == "done"
 
 
 def nothing() -> None:
@@ -123,9 +124,9 @@ def nothing() -> None:
     ("event", "receiver", "words"),
     [
         ("job_dome", lambda: None, r"there is no event 'job_dome'; did you mean 'job_done'\?.*worker_stopped"),
-        ("job_done", lambda job, secs: None, "'secs', which 'job_done' does not bring.* It brings: job, seconds"),
+        ("job_done", lambda job, secs: None, "'secs', which 'job_done' does not pass.* It passes: job, seconds"),
         ("job_done", lambda job, /: None, "takes 'job' by position; receivers are called with keywords"),
-        ("job_done", lambda *values: None, "asks for 'values'"),
+        ("job_done", lambda *values: None, "takes 'values'"),
         ("job_done", "not callable", "must be callable, got 'not callable'"),
     ],
 )
@@ -180,7 +181,7 @@ def test_headers_travel_to_the_worker(app):
     handles = [work.options(headers={"own": "1"}).delay(), *work.map([()])]
     drain(app)
 
-    assert [h.result() for h in handles] == [{"own": "1", "trace": "of work"}, {"trace": "of work"}]
+    assert [h.result(timeout=0) for h in handles] == [{"own": "1", "trace": "of work"}, {"trace": "of work"}]
 
 
 def test_headers_of_one_call_do_not_reach_the_next(app):
@@ -202,7 +203,7 @@ def test_a_receiver_that_adds_what_is_no_header_costs_no_job(app, caplog, bad):
     handle = app.task(name="work")(nothing).options(headers={"own": "1"}).delay()
 
     assert dict(handle.job().headers) == {"own": "1"}
-    assert "the job goes without" in caplog.text
+    assert "no added header is stored" in caplog.text
 
 
 @pytest.mark.parametrize("headers", [{"a": 1}, {1: "a"}, {"a": "\0"}, ["a"]])
@@ -261,7 +262,7 @@ def keep_two_schedules(app: PgCron) -> None:
     scheduler.heed(store.look(["*"], ["fail"]))
     assert slow.claim is not None
     store.settle([Outcome(slow.id, slow.claim, "done")])
-    scheduler.ended([slow])
+    scheduler.written([Ended(slow, Outcome(slow.id, slow.claim, "done"), 0.0)])
 
 
 def fail() -> None:

@@ -87,7 +87,7 @@ def shop(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_the_shop_confirms_an_order_in_the_background(shop: Any) -> None:
-    from pgcron_lite import process
+    from pgcron_lite.worker import process
 
     client = shop.test_client()
     number = client.post("/orders", data={"email": "ada@example.org"}).json["order"]
@@ -160,25 +160,96 @@ def test_the_yaml_files_can_be_read(name: str) -> None:
     assert "services" in yaml.safe_load((DEPLOY / name).read_text())
 
 
+STARTS = {
+    "Procfile": {"migrate", "worker"}, "docker-compose.yml": {"migrate", "worker"}, "fly.toml": {"migrate", "worker"},
+    "render.yaml": {"migrate", "worker"}, "pgcron-worker.service": {"worker"}, "pgcron-migrate.service": {"migrate"},
+    "roles.sql": set(),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("file", sorted(DEPLOY.iterdir()), ids=lambda file: file.name)
 def test_every_file_starts_commands_that_exist(file: Path) -> None:
     from pgcron_lite.cli import COMMANDS
 
     text = file.read_text()
-    words = re.findall(r"pgcron(?:\", \"| )([a-z]+)\b", re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
+    words = re.findall(r"pgcron(?:\", \"| )([a-z]+)\b", re.sub(r"^(#|--).*$", "", text, flags=re.MULTILINE))
 
-    assert {"migrate", "worker"} <= set(words)
-    assert set(words) <= set(COMMANDS)
+    assert set(words) == STARTS[file.name] & set(COMMANDS)
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
-    verify = shutil.which("systemd-analyze")
-    if verify is None:
-        pytest.skip("needs systemd-analyze")
-    text = (DEPLOY / "pgcron-worker.service").read_text()
-    unit = tmp_path / "pgcron-worker.service"
-    unit.write_text(text.replace("/srv/shop/venv/bin/pgcron", "/bin/true"))
+UNITS = sorted(DEPLOY.glob("*.service"))
 
-    said = subprocess.run([verify, "verify", str(unit)], capture_output=True, text=True, check=False)
 
-    assert said.returncode == 0, said.stderr
+@pytest.fixture
+def systemd_analyze() -> str:
+    return shutil.which("systemd-analyze") or pytest.skip("needs systemd-analyze")
+
+
+@pytest.fixture(params=UNITS, ids=lambda unit: unit.name)
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A unit whose program exists."""
+    copy: Path = tmp_path / request.param.name
+    copy.write_text(request.param.read_text().replace("/srv/shop/venv/bin/pgcron", "/bin/true"))
+    return copy
+
+
+def test_the_units_are_such_that_systemd_takes_them(systemd_analyze: str, unit: Path) -> None:
+    said = subprocess.run([systemd_analyze, "verify", str(unit)], capture_output=True, text=True, check=False)
+
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_the_units_run_with_few_rights(systemd_analyze: str, unit: Path) -> None:
+    # From 0 to 100; a service without any such setting has 92 or more.
+    words = [systemd_analyze, "security", "--offline=yes", "--threshold=30", "--no-pager", str(unit)]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert said.returncode == 0, said.stdout[-400:] + said.stderr
+
+
+def test_no_worker_of_a_deployment_runs_as_an_administrator_or_with_the_owners_password() -> None:
+    services = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())["services"]
+    worker = services["worker"]
+
+    assert {name: services[name]["user"] for name in services if name != "db"} == dict.fromkeys(
+        ("migrate", "rights", "worker"), "10001:10001"
+    )
+    assert "shop_worker:" in worker["environment"]["PGCRON_DATABASE_URL"]
+    assert "OWNER" not in str(worker)
+    assert all(re.search(r"^User=(?!root)", unit.read_text(), re.MULTILINE) for unit in UNITS)
+
+
+def test_a_worker_under_the_roles_of_the_deployment_runs_jobs_and_alters_nothing(empty_pg_url: str) -> None:
+    import psycopg
+
+    from pgcron_lite.embedded import find_binaries
+
+    services = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())["services"]
+    secrets = {"OWNER_PASSWORD": "owner's", "WORKER_PASSWORD": "worker"}
+    place = empty_pg_url.rpartition("@")[2]
+    owner, worker = f"postgresql://shop_owner:owner%27s@{place}", f"postgresql://shop_worker:worker@{place}"
+
+    def psql(url: str, *words: object) -> None:
+        command = [find_binaries(18) / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", url, *map(str, words)]
+        subprocess.run(command, env={**os.environ, **secrets}, check=True, capture_output=True, timeout=60)
+
+    def pgcron(url: str, *words: str) -> None:
+        command = [sys.executable, "-m", "pgcron_lite", "-A", "hello", *words]
+        subprocess.run(command, cwd=EXAMPLES, env=environment(url), check=True, capture_output=True, timeout=90)
+
+    try:
+        psql(empty_pg_url, "-f", DEPLOY / "roles.sql")
+        pgcron(owner, "migrate")
+        psql(owner, *services["rights"]["command"][1:])
+        pgcron(worker, "enqueue", "hello.hello", "world")
+        pgcron(worker, "worker", "--drain")
+
+        with psycopg.connect(worker, autocommit=True) as conn:
+            assert conn.execute("select state from pgcron.history").fetchall() == [("done",)]
+            for statement in ("alter table pgcron.jobs add x int", "truncate pgcron.jobs", "drop schema pgcron"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    conn.execute(statement)
+    finally:
+        with psycopg.connect(empty_pg_url, autocommit=True) as conn:
+            conn.execute("drop owned by shop_owner, shop_worker cascade")
+            conn.execute("drop role shop_owner, shop_worker")

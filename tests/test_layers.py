@@ -1,10 +1,11 @@
-"""Who may import whom: values <- app <- machines <- entrances, and each library in its own corner.
+"""Who may import whom: values <- app <- machines <- entrances, no circles, and each library in its own corner.
 
 The tables are the rule; to change the rule, change the tables. A name covers what lies below it ("pg" covers
 "pg.store"), and the longest name that fits decides.
 """
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -15,31 +16,24 @@ from pathlib import Path
 import pytest
 
 LAYERS = {
-    "values": {
-        "errors", "job", "retry", "schedule", "cron", "field", "pattern", "zone", "words", "moment", "payload",
-        "revive", "arguments", "events", "config", "wake", "identity", "plan", "ticks", "crontab", "clock",
-        "value",
-    },
-    "app": {"task", "schedules", "handle", "app", "current", "discover"},
-    "machines": {
-        "execute", "worker", "haul", "slots", "pace", "ledger", "chores", "report", "reaper", "quarantine", "signals",
-        "heart", "supervise", "start", "process", "green", "scheduler", "ping", "shell",
-    },
+    "values": {"errors", "job", "retry", "durations", "clock", "events", "config", "serialization", "schedules"},
+    "app": {"app", "task", "handle", "context", "store", "interfaces", "schedules.api"},
+    # Pings are sent by the scheduler until they are an event receiver.
+    "machines": {"worker", "contrib.pings", "contrib.http_post"},
     "memory": {"memory"},
     "pg": {"pg"},
     "package": {"__init__"},
     "embedded": {"embedded"},
     "testing": {"testing"},
-    "cli": {"cli", "logs", "reload"},
+    "cli": {"cli"},
     "contrib": {"contrib"},
-    "contrib with commands": {"contrib.flask"},
+    "contrib with commands": {"contrib.flask", "contrib.crontab"},
     "main": {"__main__"},
 }
 
 CORE = {"values", "app", "machines", "memory", "pg", "package"}
 
-# What a layer may import anywhere. Under `if TYPE_CHECKING`, which loads nothing, it may name all of CORE, and the test
-# block that an app may stand in.
+# What a layer may import anywhere.
 MAY_IMPORT = {
     "values": {"values"},
     "app": {"values", "app"},
@@ -55,22 +49,29 @@ MAY_IMPORT = {
     "main": CORE | {"cli", "embedded"},
 }
 
-# What a layer may import besides, inside a function: the app opens its store and runs its worker when asked.
+# What a layer may import besides, inside a function or under `if TYPE_CHECKING`: the app opens its store when it is
+# first used, and has the doors below.
 MAY_IMPORT_LATE = {
-    # Two doors lead right: `PgCron.init_app`, which Flask's convention puts on the extension object, and
-    # `PgCron.testing`.
     "app": {"memory", "pg", "machines", "contrib with commands", "testing"},
     # The version, which setup.cfg reads from the package itself.
     "machines": {"package"},
 }
 
+# The only imports that may close a circle: methods of `PgCron` that users call on their app, and that lead to modules
+# which work on an app, and so import it.
+DOORS = {
+    ("app", "worker.process"): "PgCron.run_worker() runs a worker of the app",
+    ("app", "testing.harness"): "PgCron.testing() returns the test block of the app",
+    ("app", "contrib.flask"): "PgCron.init_app(), which Flask's convention puts on the extension object",
+}
+
 # Libraries that have a corner, and the modules that are in it.
 CORNERS = {
     "psycopg": {"pg"},
-    "gevent": {"__main__", "green"},
-    "greenlet": {"__main__", "green"},
-    "croniter": {"cron"},
-    "click": {"cli", "contrib.flask", "__main__"},
+    "gevent": {"__main__", "worker.gevent_support"},
+    "greenlet": {"__main__", "worker.gevent_support"},
+    "croniter": {"schedules.cron.parser"},
+    "click": {"cli", "contrib.flask", "contrib.crontab.command", "__main__"},
     "flask": {"contrib.flask"},
 }
 
@@ -106,19 +107,20 @@ def test_imports_keep_to_the_tables():
         ("app", "from .pg import store", "app:1 (app) imports pg"),
         ("app", "def f():\n    from . import cli", "app:2 (app) imports cli"),
         ("app", "if TYPE_CHECKING:\n    from . import cli", "app:2 (app) imports cli"),
+        ("job", "if TYPE_CHECKING:\n    from .app import PgCron", "job:2 (values) imports app (app)"),
         ("app", "if TYPE_CHECKING:\n    pass\nelse:\n    from . import pg", "app:4 (app) imports pg"),
-        ("worker", "from . import memory", "worker:1 (machines) imports memory (memory)"),
-        ("worker", "import pgcron_lite.pg.store", "worker:1 (machines) imports pg.store (pg)"),
-        ("worker", "import pgcron_lite", "worker:1 (machines) imports __init__ (package)"),
-        ("pg.store", "from .. import worker", "pg.store:1 (pg) imports worker (machines)"),
+        ("worker.loop", "from .. import memory", "worker.loop:1 (machines) imports memory (memory)"),
+        ("worker.loop", "import pgcron_lite.pg.store", "worker.loop:1 (machines) imports pg.store (pg)"),
+        ("worker.loop", "import pgcron_lite", "worker.loop:1 (machines) imports __init__ (package)"),
+        ("pg.store", "from ..worker import loop", "pg.store:1 (pg) imports worker.loop (machines)"),
         ("memory", "from pgcron_lite.pg import store", "memory:1 (memory) imports pg"),
         ("cli.jobs", "from ..contrib import flask", "cli.jobs:1 (cli) imports contrib"),
         ("contrib.sentry", "from ..cli import main", "contrib.sentry:1 (contrib) imports cli (cli)"),
-        ("worker", "import psycopg", "worker:1 imports psycopg"),
-        ("worker", "import psycopg.rows", "worker:1 imports psycopg"),
+        ("worker.loop", "import psycopg", "worker.loop:1 imports psycopg"),
+        ("worker.loop", "import psycopg.rows", "worker.loop:1 imports psycopg"),
         ("embedded", "from psycopg import connect", "embedded:1 imports psycopg"),
-        ("execute", "def f():\n    from gevent import Timeout", "execute:2 imports gevent"),
-        ("execute", "importlib.import_module('gevent.monkey')", "execute:1 imports gevent"),
+        ("worker.execute", "def f():\n    from gevent import Timeout", "worker.execute:2 imports gevent"),
+        ("worker.execute", "importlib.import_module('gevent.monkey')", "worker.execute:1 imports gevent"),
         ("app", "from croniter import croniter", "app:1 imports croniter"),
     ],
 )
@@ -132,7 +134,7 @@ def test_an_import_against_the_rule_is_found(module, source, complaint):
         ("app", "from . import job\nfrom .task import Task\nimport os"),
         ("app", "def f():\n    from . import pg, worker\n    from .memory import MemoryStore"),
         ("app", "if TYPE_CHECKING:\n    from .pg.store import PostgresStore"),
-        ("worker", "from .app import PgCron"),
+        ("worker.loop", "from ..app import PgCron"),
         ("pg.store", "import psycopg\nfrom psycopg import sql\nfrom . import listen\nfrom ..job import Job"),
         ("embedded", "def f():\n    import psycopg"),
         ("contrib.flask", "import flask\nfrom pgcron_lite import PgCron\nfrom ..cli import jobs"),
@@ -142,6 +144,50 @@ def test_an_import_against_the_rule_is_found(module, source, complaint):
 )
 def test_an_import_within_the_rule_is_left_alone(module, source):
     assert complaints(module, source) == []
+
+
+def test_no_imports_form_a_circle():
+    found = circles({module: targets - doors_of(module) for module, targets in import_graph().items()})
+
+    assert not found, "\n".join(["import circles, those for typing and in functions included:", *map(str, found)])
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_is_used_and_would_close_a_circle(door):
+    module, target = door
+    graph = import_graph()
+
+    assert target in graph[module]
+    assert module in reachable(graph, target)
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}}, [["a", "b"]]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}, [["a", "b", "c"]]),
+        ({"a": {"b"}, "b": {"a"}, "c": {"d", "a"}, "d": {"c"}}, [["a", "b"], ["c", "d"]]),
+    ],
+)
+def test_a_circle_is_found(graph, found):
+    assert circles(graph) == found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from . import app",
+        "from .app import PgCron",
+        "import pgcron_lite.app",
+        "def f():\n    from .app import PgCron",
+        "if TYPE_CHECKING:\n    from .app import PgCron",
+        "importlib.import_module('pgcron_lite.app')",
+    ],
+)
+def test_every_kind_of_import_counts_for_a_circle(source):
+    assert targets_of("job", source) == {"app"}
 
 
 def test_importing_the_package_loads_no_driver_and_nothing_that_waits():
@@ -193,9 +239,41 @@ def complaints(module: str, source: str) -> list[str]:
     return found
 
 
+@functools.cache
+def import_graph() -> dict[str, set[str]]:
+    """Each module with those it imports, at its top, inside functions and for typing alike."""
+    return {module: targets_of(module, path.read_text("utf-8")) for module, path in MODULES.items()}
+
+
+def targets_of(module: str, source: str) -> set[str]:
+    packages = [imported.target.partition(".") for imported in imports(ast.parse(source), module)]
+    return {rest or "__init__" for top, _, rest in packages if top == "pgcron_lite"} - {module}
+
+
+def doors_of(module: str) -> set[str]:
+    return {target for source, target in DOORS if source == module}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components of `graph` that have more than one module."""
+    reached = {module: reachable(graph, module) for module in graph}
+    found = {frozenset(other for other in reached[module] if module in reached[other]) for module in graph}
+    return sorted(sorted(circle) for circle in found if circle)
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    ahead = [start]
+    while ahead:
+        new = graph[ahead.pop()] - found
+        found |= new
+        ahead += new
+    return found
+
+
 def allowed(layer: str | None, imported: Import) -> set[str]:
-    late = MAY_IMPORT_LATE.get(layer, set()) if imported.late else set()
-    return MAY_IMPORT.get(layer, set()) | late | (CORE | {"testing"} if imported.typing else set())
+    late = MAY_IMPORT_LATE.get(layer, set()) if imported.late or imported.typing else set()
+    return MAY_IMPORT.get(layer, set()) | late
 
 
 def layer_of(module: str) -> str | None:

@@ -11,7 +11,7 @@ from pgcron_lite.retry import RetryPolicy, decide
 from pgcron_lite.task import task_options
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-STEADY = Backoff("10s", factor=2, most="1m", jitter=0)
+STEADY = Backoff("10s", factor=2, max="1m", jitter=0)
 
 
 def job(attempt: int = 1, max_attempts: int = 5) -> Job:
@@ -26,7 +26,7 @@ def verdict(error: BaseException, policy: RetryPolicy | None = None, **of: Any) 
     return decide(job(**of), error, policy or RetryPolicy(backoff=STEADY), {"error": str(error)})
 
 
-def test_the_wait_grows_by_the_factor_up_to_the_most() -> None:
+def test_the_wait_grows_by_the_factor_up_to_the_max() -> None:
     assert [STEADY.seconds(n) for n in (1, 2, 3, 4, 5)] == [10, 20, 40, 60, 60]
 
 
@@ -37,7 +37,7 @@ def test_jitter_stays_within_its_share() -> None:
 
 
 def test_a_thousandth_attempt_does_not_overflow() -> None:
-    assert Backoff("1s", factor=1000, most="1h", jitter=0).seconds(32_000) == 3600
+    assert Backoff("1s", factor=1000, max="1h", jitter=0).seconds(32_000) == 3600
 
 
 def test_a_failure_is_retried_after_its_backoff() -> None:
@@ -126,6 +126,19 @@ def test_an_option_that_cannot_be_right_is_refused_with_a_sentence(options: dict
 def test_a_backoff_that_cannot_be_right_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         Backoff(**arguments)
+
+
+@pytest.mark.parametrize("option", ["most", "maximum", "cap"])
+def test_the_longest_delay_of_a_backoff_is_called_max(option: str) -> None:
+    with pytest.raises(OptionError, match=rf"Backoff\(\) has no option '{option}'; here it is max, the longest"):
+        Backoff(**{option: "10m"})
+
+    assert Backoff(max="10m").max == timedelta(minutes=10)
+
+
+def test_a_misspelled_option_of_a_backoff_is_refused_with_the_near_miss() -> None:
+    with pytest.raises(OptionError, match=r"Backoff\(\) has no option 'frist'; did you mean 'first'"):
+        Backoff(**{"frist": "5s"})
 
 
 def test_a_duration_alone_is_a_constant_backoff() -> None:

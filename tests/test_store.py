@@ -1,5 +1,6 @@
 """The contract of the stores: every verb, on memory and on PostgreSQL. What is not tested here is not promised."""
 
+import itertools
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,12 +11,26 @@ import pytest
 from clock import START, Clock
 from support import eventually
 
-from pgcron_lite.errors import PgCronError
-from pgcron_lite.job import MAX_ERRORS, Job, Look, NewJob, Outcome, State, WorkerCard, hand_back
+from pgcron_lite.errors import DatabaseRefused, PgCronError
+from pgcron_lite.job import (
+    EARLIER_ID,
+    MAX_ERRORS,
+    RUNNING_SHOWN,
+    Job,
+    Look,
+    NewJob,
+    Outcome,
+    State,
+    WorkerCard,
+    hand_back,
+)
+from pgcron_lite.memory import MemoryStore
 
 ME, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 EVERY_QUEUE = ("*",)
 TASKS = ("add", "mail")
+# The characters of a header "trace" that fills the 64 kB for headers: jsonb takes 8 bytes itself, and 8 for each pair.
+LARGEST_TRACE = 64 * 1024 - 8 - 8 - len("trace")
 
 
 def enqueue(store: Any, count: int = 1, **fields: Any) -> list[int]:
@@ -84,6 +99,15 @@ def test_a_job_comes_back_as_it_was_enqueued(store: Any) -> None:
     )
 
 
+def test_headers_up_to_their_limit_come_back(store: Any) -> None:
+    headers = [{"trace": "x" * LARGEST_TRACE}, {"trace": "ä" * (LARGEST_TRACE // 2)},
+               {f"{n:05}": "" for n in range(5_040)}]
+
+    ids = store.enqueue([NewJob("add", headers=each) for each in headers])
+
+    assert [store.get(i).headers for i in ids] == headers
+
+
 def test_a_job_is_due_now_unless_it_says_otherwise(store: Any) -> None:
     [job_id] = enqueue(store)
 
@@ -122,6 +146,8 @@ def test_enqueueing_nothing_is_nothing(store: Any) -> None:
         {"max_crashes": 0},
         {"args": "7"},
         {"args": "null"},
+        {"headers": {"trace": "x" * (LARGEST_TRACE + 1)}},
+        {"headers": {f"{n:05}": "" for n in range(5_041)}},
         {"execute_after": datetime(1999, 1, 1, tzinfo=UTC)},
         {"execute_after": datetime(9500, 1, 1, tzinfo=UTC)},
         {"execute_after": timedelta(days=365 * 7500)},
@@ -267,6 +293,38 @@ def test_a_look_tells_how_long_until_a_job_of_ours_could_be_claimed(store: Any, 
     assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(-2)
     store.pause("foreign")
     assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(18)
+
+
+def test_a_look_counts_what_a_worker_holds_under_each_of_its_claims(store: Any) -> None:
+    first, second, another = (uuid.UUID(int=n) for n in (11, 12, 13))
+    enqueue(store, 6)
+    taken = store.claim(ME, first, EVERY_QUEUE, TASKS, 3)
+    store.claim(ME, second, EVERY_QUEUE, TASKS, 1)
+    store.claim(OTHER, another, EVERY_QUEUE, TASKS, 1)
+
+    assert store.look(EVERY_QUEUE, TASKS, ME).held == {first: 3, second: 1}
+    assert store.look(EVERY_QUEUE, TASKS, OTHER).held == {another: 1}
+    assert store.look(EVERY_QUEUE, TASKS, uuid.UUID(int=99)).held == {}
+    assert store.look(EVERY_QUEUE, TASKS).held == {}
+    store.settle([Outcome(job.id, first, "done") for job in taken])
+    assert store.look(EVERY_QUEUE, TASKS, ME).held == {second: 1}
+
+
+def test_a_retry_that_was_written_before_is_known_for_our_own(store: Any) -> None:
+    job = take(store)
+    error = {"attempt": 1, "at": "2026-01-01T00:00:00.000001+00:00", "error": "ValueError: no"}
+    outcome = Outcome(job.id, job.claim, "queued", error=error, delay=0.0)
+    assert store.settle([outcome]) == {job.id}
+
+    assert store.settle([outcome]) == {job.id}
+    [again] = claim(store)
+    assert store.settle([outcome]) == {job.id}
+    end(store, again)
+    assert store.settle([outcome]) == {job.id}
+
+    assert len(store.get(job.id).errors) == 1
+    other = Outcome(job.id, job.claim, "queued", error={**error, "at": "2026-01-01T00:00:01+00:00"}, delay=0.0)
+    assert store.settle([other]) == set()
 
 
 def test_a_look_sees_suspects(store: Any) -> None:
@@ -514,14 +572,14 @@ def test_an_exchange_settles_and_claims(store: Any) -> None:
     ids, token = enqueue(store, 3), uuid.uuid4()
 
     outcomes = [outcome(ours, "done", result="7"), outcome(lost, "done")]
-    with store.exchange(outcomes, ME, token, EVERY_QUEUE, TASKS, 2) as exchange:
+    with store.settle_and_claim(outcomes, ME, token, EVERY_QUEUE, TASKS, 2) as reply:
         pass
 
-    jobs = exchange.jobs()
-    assert exchange.settled == {ours.id}
+    jobs = reply.jobs()
+    assert reply.settled == {ours.id}
     assert (store.get(ours.id).state, store.get(ours.id).result) == ("done", "7")
     assert store.get(lost.id).state == "queued"
-    assert exchange.count == 2
+    assert reply.count == 2
     assert [(job.id, job.state, job.claim, job.worker, job.attempt) for job in jobs] == [
         (job_id, "running", token, ME, 1) for job_id in ids[:2]
     ]
@@ -530,10 +588,10 @@ def test_an_exchange_settles_and_claims(store: Any) -> None:
 
 
 def test_an_exchange_of_nothing_for_nothing_is_one(store: Any) -> None:
-    with store.exchange([], ME, uuid.uuid4(), EVERY_QUEUE, TASKS, 10) as exchange:
+    with store.settle_and_claim([], ME, uuid.uuid4(), EVERY_QUEUE, TASKS, 10) as reply:
         pass
 
-    assert (exchange.settled, exchange.count, exchange.jobs()) == (set(), 0, [])
+    assert (reply.settled, reply.count, reply.jobs()) == (set(), 0, [])
 
 
 # Living and dying
@@ -591,6 +649,20 @@ def test_workers_are_shown_as_they_described_themselves(store: Any, clock: Clock
     assert (view.id, view.host, view.pid, view.version, view.queues) == (ME, "box", 7, "1", ("mail", "*"))
     assert (view.slots, view.mode, view.running, view.idle_loop, view.stopping) == (3, "threads", 2, 0.5, True)
     assert (view.started_at, view.silent_seconds) == (START, 3.0)
+
+
+def test_workers_are_shown_with_the_jobs_they_have_run_for_longest(store: Any, clock: Clock) -> None:
+    register(store)
+    register(store, OTHER)
+    enqueue(store, RUNNING_SHOWN + 1)
+    first = claim(store, 1)
+    clock.advance(1)
+    others = claim(store, RUNNING_SHOWN)
+
+    [mine, idle] = store.workers()
+
+    assert mine.jobs == tuple((job.id, job.task) for job in [*first, *others][:RUNNING_SHOWN])
+    assert idle.jobs == ()
 
 
 def test_the_jobs_of_a_silent_worker_become_suspects_with_their_attempt_back(store: Any) -> None:
@@ -979,3 +1051,229 @@ def test_threads_may_share_a_store(store: Any) -> None:
     ids = [j.id for batch in batches for j in batch]
     assert len(ids) == len(set(ids))
     assert max(map(len, batches)) <= 5
+
+
+# Ids that are in use twice: a sequence was behind, after a failover or a restore
+
+
+def set_back(store: Any, last: int = 0) -> None:
+    """Have the ids begin again behind `last`."""
+    if isinstance(store, MemoryStore):
+        store._ids = itertools.count(last + 1)
+    else:
+        store._rows("select setval('pgcron.jobs_id_seq', %(next)s, false)", {"next": last + 1})
+
+
+def plant(store: Any, job: Job) -> Job:
+    """Put `job` among those that have not ended, whatever its id."""
+    if isinstance(store, MemoryStore):
+        return store._keep(job)
+    store._rows(
+        """
+        insert into pgcron.jobs (id, task, queue, state, args, attempt, crashes, alone, claim, worker, claimed_at)
+        values (%(id)s, %(task)s, %(queue)s, %(state)s, %(args)s, %(attempt)s, %(crashes)s, %(alone)s, %(claim)s,
+                %(worker)s, %(claimed_at)s)
+        """,
+        {name: getattr(job, name) for name in (
+            "id", "task", "queue", "state", "args", "attempt", "crashes", "alone", "claim", "worker", "claimed_at",
+        )},
+    )  # fmt: skip
+    return job
+
+
+def older(store: Any, state: State = "failed") -> Job:
+    """A job that has ended."""
+    job = take(store, args='["older"]')
+    assert end(store, job, state)
+    found: Job = store.get(job.id)
+    return found
+
+
+def waiting_twin(store: Any, of: Job, **fields: Any) -> Job:
+    """Another job of the same id, which waits."""
+    return plant(store, of.changed(
+        state="queued", args='["younger"]', attempt=0, claim=None, worker=None, claimed_at=None, errors=(),
+        finished_at=None, **fields,
+    ))  # fmt: skip
+
+
+def running_twin(store: Any, of: Job, **fields: Any) -> Job:
+    """Another job of the same id, which runs."""
+    waiting_twin(store, of, **fields)
+    if fields.get("alone"):
+        [job] = [store.claim_suspect(ME, uuid.uuid4(), EVERY_QUEUE, TASKS)]
+    else:
+        [job] = claim(store)
+    assert job.id == of.id
+    return job
+
+
+def the_younger(store: Any, state: State, old: Job) -> Job:
+    """The younger job as history has it; the older one is there as it was, and nothing else."""
+    jobs = store.find()
+    assert [j for j in jobs if j.id == old.id] == [old]
+    [other] = [j for j in jobs if j.id != old.id]
+    assert (other.state, other.args, other.headers[EARLIER_ID]) == (state, '["younger"]', str(old.id))
+    return other
+
+
+@pytest.mark.row(151)
+@pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
+def test_a_job_whose_id_is_in_history_ends_under_another(store: Any, state: State) -> None:
+    old = older(store)
+    job = running_twin(store, old)
+
+    assert end(store, job, state, result='"x"', error=an_error())
+
+    kept = the_younger(store, state, old)
+    assert (kept.claim, kept.result, kept.errors) == (job.claim, '"x"', (an_error(),))
+
+
+def test_a_batch_with_a_job_whose_id_is_in_history_is_settled_as_a_whole(store: Any) -> None:
+    old = older(store)
+    twin = running_twin(store, old)
+    others = [take(store), take(store)]
+
+    settled = store.settle([outcome(twin, "done"), *(outcome(job, "done") for job in others)])
+
+    assert settled == {twin.id, *(job.id for job in others)}
+    assert {store.get(job.id).state for job in others} == {"done"}
+    assert len(store.find(states=["done"])) == 3
+
+
+def test_an_exchange_settles_a_job_whose_id_is_in_history(store: Any) -> None:
+    old = older(store)
+    twin = running_twin(store, old)
+    [waiting] = enqueue(store)
+
+    with store.settle_and_claim([outcome(twin, "done")], ME, uuid.uuid4(), EVERY_QUEUE, TASKS, 10) as reply:
+        pass
+
+    assert reply.settled == {twin.id}
+    assert [job.id for job in reply.jobs()] == [waiting]
+
+
+def test_the_outcome_of_an_old_claim_leaves_a_job_whose_id_is_in_history_alone(store: Any) -> None:
+    old = older(store)
+    twin = running_twin(store, old)
+
+    assert not end(store, twin.changed(claim=uuid.uuid4()), "done")
+
+    assert store.get(old.id) == twin
+
+
+def test_an_end_that_is_in_history_already_is_not_written_again(store: Any) -> None:
+    job = take(store)
+    end(store, job, "done")
+    plant(store, job)
+
+    assert end(store, job, "done")
+
+    assert [j.id for j in store.find()] == [job.id]
+    assert store.get(job.id).state == "done"
+
+
+def test_a_job_whose_id_is_in_history_is_retried_and_handed_back_as_any_other(store: Any) -> None:
+    old = older(store)
+
+    assert end(store, running_twin(store, old), "queued", delay=0.0, error=an_error())
+    [job] = claim(store)
+    assert store.settle([hand_back(job)]) == {job.id}
+
+    assert store.get(old.id).state == "queued"
+    assert len(store.find()) == 2
+
+
+def test_cancelling_a_job_whose_id_is_in_history_keeps_both(store: Any) -> None:
+    old = older(store)
+    waiting_twin(store, old)
+
+    assert store.cancel(old.id, "why not")
+
+    assert the_younger(store, "cancelled", old).error == "why not"
+
+
+def test_clearing_a_queue_with_a_job_whose_id_is_in_history_keeps_both(store: Any) -> None:
+    old = older(store)
+    waiting_twin(store, old, queue="full")
+    enqueue(store, 2, queue="full")
+
+    assert store.clear("full") == 3
+
+    assert len(store.find(states=["cancelled"])) == 3
+    assert store.get(old.id) == old
+
+
+def test_a_poison_pill_whose_id_is_in_history_fails_and_both_are_kept(store: Any) -> None:
+    old = older(store)
+    running_twin(store, old, alone=True, crashes=2)
+    neighbour = take(store, OTHER)
+
+    rescued = store.reap([(ME, None), (OTHER, None)])
+
+    assert [(job.state, job.id == neighbour.id) for job in rescued if job.id != neighbour.id] == [("failed", False)]
+    assert store.get(neighbour.id).state == "queued"
+    assert store.delete(neighbour.id)
+    assert "died 3 times" in str(the_younger(store, "failed", old).error)
+
+
+def test_a_suspect_whose_id_is_in_history_is_rescued(store: Any) -> None:
+    old = older(store)
+    running_twin(store, old)
+
+    [rescued] = store.reap([(ME, None)])
+
+    assert (rescued.id, rescued.state, rescued.alone) == (old.id, "queued", True)
+
+
+def test_a_job_is_not_retried_while_another_of_its_id_has_not_ended(store: Any) -> None:
+    old = older(store)
+    twin = waiting_twin(store, old)
+
+    with pytest.raises(DatabaseRefused, match=f"job {old.id} cannot be retried now: another job"):
+        store.retry(old.id)
+
+    assert store.get(old.id).args == twin.args
+    assert sorted(job.state for job in store.find()) == ["failed", "queued"]
+
+
+def test_of_two_jobs_of_one_id_the_one_that_has_not_ended_is_meant(store: Any) -> None:
+    old = older(store)
+    twin = running_twin(store, old)
+
+    assert store.get(old.id).state == "running"
+    assert not store.delete(old.id)
+    assert store.settle([hand_back(twin)]) == {old.id}
+    assert store.delete(old.id)
+    assert store.get(old.id) == old
+    assert store.delete(old.id)
+    assert store.find() == []
+
+
+@pytest.mark.row(151)
+@pytest.mark.parametrize("count", [1, 3, 250])
+def test_ids_that_are_given_out_again_become_no_second_job_of_an_id(store: Any, count: int) -> None:
+    ended = [older(store).id for _ in range(2)]
+    waiting = enqueue(store, 3)
+    set_back(store)
+
+    ids = [job_id for _ in range(2) for job_id in enqueue(store, count, args='["new"]')]
+
+    assert len({*waiting, *ended, *ids}) == 5 + 2 * count
+    assert {store.get(job_id).args for job_id in ids} == {'["new"]'}
+
+
+@pytest.mark.parametrize("last", [0, 2, 7])
+def test_a_sequence_that_is_behind_is_moved_on(store: Any, last: int) -> None:
+    ids = [older(store).id, *enqueue(store, 5)]
+    set_back(store, last)
+
+    behind = store.mend_sequence()
+
+    assert (behind > 0, store.mend_sequence()) == (last < 6, 0)
+    assert min(enqueue(store, 3)) > max(ids)
+
+
+def test_a_sequence_that_nothing_was_drawn_from_is_not_behind(store: Any) -> None:
+    assert store.mend_sequence() == 0
+    assert store.mend_sequence() == 0

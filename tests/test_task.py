@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pgcron_lite import PgCron, process
+from pgcron_lite import PgCron
 from pgcron_lite.errors import OptionError, PayloadError
+from pgcron_lite.worker import process
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def test_a_plain_call_runs_here_and_now(app, add):
 def test_delay_has_a_worker_run_it(app, add):
     handle = add.delay(1, y=2)
 
-    assert handle.state == "queued"
+    assert handle.state() == "queued"
     process.run_worker(app, drain=True)
-    assert handle.wait(timeout=0) == 3
+    assert handle.result(timeout=0) == 3
 
 
 def test_a_task_calls_another_one(app, add):
@@ -45,7 +46,7 @@ def test_a_task_calls_another_one(app, add):
     handle = twice.delay(4)
     process.run_worker(app, drain=True)
 
-    assert (handle.result(), app.handle(handle.id + 1).result()) == (8, 5)
+    assert (handle.result(timeout=0), app.handle(handle.id + 1).result(timeout=0)) == (8, 5)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_an_option_of_a_call_that_cannot_be_right_is_refused_where_it_is_made(ad
 
 
 def test_an_option_that_is_not_there_is_refused(add):
-    with pytest.raises(TypeError, match="prority"):
+    with pytest.raises(OptionError, match="no option 'prority'; did you mean 'priority'"):
         add.options(prority=1)
 
 
@@ -137,7 +138,30 @@ def test_map_takes_tuples_and_dicts(app, add):
     handles = add.map([(1,), (1, 2), {"x": 5}, {"x": 5, "y": 5}])
     process.run_worker(app, drain=True)
 
-    assert [handle.result() for handle in handles] == [2, 3, 6, 10]
+    assert [handle.result(timeout=0) for handle in handles] == [2, 3, 6, 10]
+
+
+def test_map_takes_the_values_of_a_single_parameter(app):
+    @app.task(name="double")
+    def double(value, /):
+        return value * 2
+
+    handles = double.map([1, "ab", [3], 0, (4,)])
+    process.run_worker(app, drain=True)
+
+    assert [handle.result(timeout=0) for handle in handles] == [2, "abab", [3, 3], 0, 8]
+
+
+@pytest.mark.parametrize("calls", ["ab", b"ab", {"x": 1}])
+def test_map_refuses_what_would_be_taken_apart(add, calls):
+    with pytest.raises(TypeError, match=r"map\(.*expected a list of calls"):
+        add.map(calls)
+
+
+@pytest.mark.parametrize("call", [1, "ab", [1, 2]])
+def test_map_refuses_a_value_for_a_task_with_several_parameters(add, call):
+    with pytest.raises(TypeError, match=r"map\(\): item 1 is .*expected a tuple of arguments"):
+        add.map([(1,), call])
 
 
 def test_map_takes_a_generator_and_nothing_at_all(add):

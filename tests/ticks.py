@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pgcron_lite.schedule import Cron, Every, jitter
+from pgcron_lite.schedules.timing import Cron, Every, jitter_of
 
 FILE = Path(__file__).parent / "data" / "ticks.json"
 
@@ -61,7 +61,7 @@ def made() -> dict[str, Any]:
         "around changes": {zone: _around(zone, days) for zone, days in CHANGES.items()},
         "of calendars": {expression: _of_calendar(expression) for expression in OF_CALENDARS},
         "every": {f"{span} of {name}": _of_grid(span, name) for span in ("1s", "45s", "90s", "1d") for name in "ab"},
-        "jitter of a minute": {name: str(jitter(name, JANUARY, timedelta(minutes=1))) for name in ("a", "b", "é")},
+        "jitter of a minute": {name: str(jitter_of(name, JANUARY, timedelta(minutes=1))) for name in ("a", "b", "é")},
     }
 
 

@@ -1,4 +1,4 @@
-"""`pgcron cron`: what an expression means, and when it is due next. Needs neither an app nor a database."""
+"""`pgcron cron`: explain an expression, and print its next ticks. Needs neither an app nor a database."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from .. import schedule
-from ..zone import zone
+from ..schedules.timezones import zone
+from ..schedules.timing import Cron, Every, read_timing
 from . import output
-from .words import read_moment
+from .types import read_moment
 
 
 @click.command(short_help="Explain a cron expression, and print its next ticks.")
@@ -32,11 +32,11 @@ def cron(expression: tuple[str, ...], tz: str, since: str | None, count: int, as
     pgcron cron "30 2 * * *" --tz Europe/Berlin
     pgcron cron "every 90s"
 
-    Quote it, or the shell puts the names of your files in place of the stars.
+    Quote it, or the shell replaces the stars with the names of your files.
     """
     if len(expression) > 1 and any(Path(word).exists() for word in expression):
-        raise click.UsageError("the shell has put names of files in place of a star; quote the expression: '* * * * *'")
-    timing = schedule.read(" ".join(expression), tz)
+        raise click.UsageError("the shell has replaced a star with names of files; quote the expression: '* * * * *'")
+    timing = read_timing(" ".join(expression), tz)
     info = zone(tz).info
     after = datetime.now(UTC) if since is None else read_moment(since, info, "--from") - timedelta(microseconds=1)
     ticks: list[dict[str, Any]] = []
@@ -47,19 +47,20 @@ def cron(expression: tuple[str, ...], tz: str, since: str | None, count: int, as
         for fields in ticks:
             output.print_json({"expression": str(timing), "tz": tz, "words": timing.words, **fields})
         return
-    click.echo(f"{timing.words[0].upper()}{timing.words[1:]}{_where(timing, tz)}.\n")
+    output.echo(f"{timing.words[0].upper()}{timing.words[1:]}{_where(timing, tz)}.")
+    output.echo()
     print_ticks(ticks)
 
 
 def print_ticks(ticks: list[dict[str, Any]]) -> None:
-    """What `tick_fields` says, in columns."""
+    """Print the results of `tick_fields` in columns."""
     rows = [(_day(each["local"]), each["local"][-6:], each["tick"], each["note"] or "") for each in ticks]
     output.print_table(("LOCAL", "OFFSET", "UTC", "NOTE"), rows)
 
 
-def tick_fields(timing: schedule.Cron | schedule.Every, tick: datetime, zone: tzinfo) -> dict[str, Any]:
-    """A tick as `--json` has it: its time, what the clock shows there, and what there is to know about it."""
-    note = timing.note(tick) if isinstance(timing, schedule.Cron) else None
+def tick_fields(timing: Cron | Every, tick: datetime, zone: tzinfo) -> dict[str, Any]:
+    """Return a tick as `--json` prints it: its time in UTC, its local time, and a note if the clocks change."""
+    note = timing.note(tick) if isinstance(timing, Cron) else None
     return {"tick": output.iso(tick), "local": tick.astimezone(zone).isoformat(), "note": note}
 
 
@@ -67,5 +68,5 @@ def _day(local: str) -> str:
     return f"{datetime.fromisoformat(local):%a} {local[:-6].replace('T', ' ')}"
 
 
-def _where(timing: schedule.Cron | schedule.Every, tz: str) -> str:
-    return f", in {tz}" if isinstance(timing, schedule.Cron) else ", on a grid that the name of the schedule decides"
+def _where(timing: Cron | Every, tz: str) -> str:
+    return f", in {tz}" if isinstance(timing, Cron) else ", on a grid that the name of the schedule decides"

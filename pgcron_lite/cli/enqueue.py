@@ -1,4 +1,4 @@
-"""`pgcron enqueue`: put one call of a task into the queue, and wait for it if asked to."""
+"""`pgcron enqueue`: enqueue one call of a task, and with --wait print its result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .. import payload, revive
 from ..errors import JobEnded, OptionError, PayloadError, PgCronError, WaitTimeout, near_miss
+from ..serialization import json_codec
+from ..serialization.annotations import hints_of
 from . import FAILED, Refusal, output
-from .opening import Chosen, chosen
-from .words import Span
+from .context import Chosen, chosen
+from .types import Span
 
 if TYPE_CHECKING:
     from ..task import Task
@@ -26,17 +27,18 @@ KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 class WithNumbers(click.Command):
-    """A command whose arguments may be negative numbers, which click takes for options."""
+    """A command that accepts negative numbers as arguments, which click reads as options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Later options still are options; what follows `--` is left alone. JSON ignores the space.
+        # A leading space keeps click from reading the number as an option; JSON ignores it. Other options, and the
+        # words after `--`, stay unchanged.
         end = args.index("--") if "--" in args else len(args)
         begin = [f" {word}" if re.match(r"-\.?\d", word) else word for word in args[:end]]
         return super().parse_args(ctx, [*begin, *args[end:]])
 
 
 def complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The tasks of the app file; a database is not asked."""
+    """Return the names of the app's tasks that begin with `incomplete`. Needs no database."""
     try:
         given = ctx.find_root().params.get("app")
         tasks = Chosen(given).app().tasks
@@ -48,14 +50,16 @@ def complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: st
 @click.command(cls=WithNumbers)
 @click.argument("task", shell_complete=complete_task)
 @click.argument("arguments", nargs=-1, metavar="[ARG | KEY=VALUE]...")
-@click.option("--json", "as_json", metavar="TEXT", help="All arguments as a JSON object (by name) or array (by place).")
-@click.option("--in", "after", type=Span(), metavar="SPAN", help="Run it after a while: 90s, 10m, 2h, 1d.")
+@click.option("--json", "as_json", metavar="TEXT",
+              help="All arguments as a JSON object (by name) or array (by position).")
+@click.option("--in", "after", type=Span(), metavar="SPAN", help="Run it after this time: 90s, 10m, 2h, 1d.")
 @click.option("--at", metavar="TIME", help="Run it at a time with a zone: 2026-03-01T09:00+01:00.")
 @click.option("-q", "--queue", metavar="NAME", help="Another queue than the task's own.")
-@click.option("--priority", type=int, metavar="N", help="Another priority than the task's own; higher is earlier.")
+@click.option("--priority", type=int, metavar="N",
+              help="Another priority than the task's own, from -100 to 100; higher is earlier.")
 @click.option("--tag", "tags", multiple=True, metavar="WORD", help="Mark the job; may be repeated.")
 @click.option("--wait", is_flag=True, help="Wait for the job and print its result; exit with 1 if it fails.")
-@click.option("--timeout", type=Span(), metavar="SPAN", help="With --wait: wait so long at most. The job goes on.")
+@click.option("--timeout", type=Span(), metavar="SPAN", help="With --wait: wait at most this long. The job goes on.")
 @click.pass_context
 def enqueue(
     ctx: click.Context,
@@ -92,25 +96,23 @@ def enqueue(
             raise OptionError(str(error)) from None
         name = f"{found.name}#{handle.id}"
         if not wait:
-            click.echo(name)
+            output.echo(name)
             return
-        click.echo(f"{name} enqueued, waiting for it", err=True)
+        output.echo(f"{name} enqueued, waiting for it", err=True)
         wait_for(handle, name, seconds)
     finally:
         app.close()
 
 
 def wait_for(handle: Any, name: str, seconds: float | None) -> None:
-    """Wait for a job and print its result; `Refusal` if it does not end well, or in time."""
+    """Wait for a job and print its result. Raise `Refusal` if it fails, is cancelled, or does not end in time."""
     try:
-        handle.wait(seconds)
-    except WaitTimeout as error:
-        raise Refusal(f"{error}. See: pgcron jobs show {handle.id}", FAILED) from None
-    except JobEnded as error:
+        handle.result(seconds)
+    except (JobEnded, WaitTimeout) as error:
         raise Refusal(f"{error}. See: pgcron jobs show {handle.id}", FAILED) from None
     job = handle.job()
-    click.echo(f"{name} done in {output.took(job)}", err=True)
-    click.echo("null" if job.result is None else json.dumps(json.loads(job.result)))
+    output.echo(f"{name} done in {output.took(job)}", err=True)
+    output.print_json(None if job.result is None else output.decoded(job.result))
 
 
 def _due(after: timedelta | None, at: str | None) -> timedelta | datetime | None:
@@ -134,12 +136,12 @@ def _due(after: timedelta | None, at: str | None) -> timedelta | datetime | None
 def read_arguments(
     task: Task[..., Any], words: Sequence[str], as_json: str | None = None, option: str = "--json"
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The call that `words` (or the JSON text of `option`) spell out for `task`."""
+    """Return the arguments of `task` given by `words`, or by the JSON text of `option`."""
     if as_json is not None:
         if words:
             raise click.UsageError(f"{option} gives all the arguments; leave out the others")
         return _from_json(as_json, option)
-    hints = revive.hints_of(task.function)
+    hints = hints_of(task.function)
     places = [p for p in inspect.signature(task.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -166,22 +168,22 @@ def _check_name(task: Task[..., Any], name: str, word: str, option: str) -> None
 
 
 def read_value(word: str, hint: Any = None) -> Any:
-    """A word as JSON if it is JSON, else as the text it is; as text anyway where text is what is wanted."""
+    """Return the value of `word` if it is JSON, else the text; always the text for a parameter of type `str`."""
     if hint is str:
         return word.removeprefix(" ") if re.match(r" -\.?\d", word) else word
     try:
-        return payload.loads(word)
+        return json_codec.loads(word)
     except PayloadError:
         return word
 
 
 def _from_json(text: str, option: str) -> tuple[list[Any], dict[str, Any]]:
     try:
-        value = payload.loads(text)
+        value = json_codec.loads(text)
     except PayloadError as error:
         raise click.UsageError(f"{option}: {error}") from None
     if isinstance(value, list):
         return value, {}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return [], value
-    raise click.UsageError(f"{option}: expected an object of arguments by name, or an array of them by place")
+    raise click.UsageError(f"{option}: expected an object of arguments by name, or an array of them by position")

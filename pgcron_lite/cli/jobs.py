@@ -1,4 +1,4 @@
-"""`pgcron jobs list` and `show`: look at jobs. What can be done to them is in `deeds`."""
+"""`pgcron jobs list` and `show`. The commands that change jobs are in `jobs_actions`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..job import Job
+from ..job import SCHEDULE, Job
 from . import FAILED, Nouns, output
-from .opening import chosen, queue
-from .words import JobId, Span
+from .context import chosen, command, queue
+from .types import JobId, Span
 
 if TYPE_CHECKING:
-    from ..app import Store
     from ..config import Settings
+    from ..schedules.ticks import TickView
+    from ..store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STATES = ("queued", "running", "done", "failed", "cancelled")
 PAGE = 500
+# Page size with arguments and results, which may be a megabyte each.
+PAYLOAD_PAGE = 20
+# Number of a schedule's newest ticks to search for the tick of a job. No more than these wait for an earlier run.
+MAX_TICKS = 3_000
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which jobs are meant."""
+    """The criteria that select jobs."""
 
     states: tuple[str, ...] = ()
     task: str | None = None
@@ -37,13 +42,14 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.states or self.task or self.queue or self.tag or self.since)
 
-    def find(self, store: Store, most: int | None) -> Iterator[Job]:
-        """The jobs that fit, newest first, fetched page by page."""
+    def find(self, store: Store, most: int | None, *, with_payload: bool = False) -> Iterator[Job]:
+        """Yield the matching jobs, newest first, fetched page by page; arguments and results only `with_payload`."""
         before, left = None, most
+        size = PAYLOAD_PAGE if with_payload else PAGE
         while left is None or left > 0:
             page = store.find(
                 states=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, before=before,
-                limit=PAGE if left is None else min(PAGE, left),
+                limit=size if left is None else min(size, left), with_payload=with_payload,
             )
             yield from page
             if not page:
@@ -52,7 +58,7 @@ class Filter:
 
 
 def filtered(command: F) -> F:
-    """The options that choose jobs."""
+    """Add the options that select jobs."""
     for option in reversed(
         (
             click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="May be repeated."),
@@ -69,13 +75,13 @@ def filtered(command: F) -> F:
 def filter_of(
     states: tuple[str, ...], task: str | None, queue: str | None, tag: str | None, since: timedelta | None
 ) -> Filter:
-    """What the options of `filtered` say."""
+    """Return the filter that the options of `filtered` describe."""
     return Filter(states, task, queue, tag, since)
 
 
-@click.group(cls=Nouns, lazily={verb: f"deeds:{verb}" for verb in ("retry", "cancel", "delete")})
+@click.group(cls=Nouns, lazily={verb: f"jobs_actions:{verb}" for verb in ("retry", "cancel", "delete")})
 def jobs() -> None:
-    """Look at jobs; retry, cancel and delete them."""
+    """List and show jobs; retry, cancel and delete them."""
 
 
 @jobs.command("list")
@@ -84,39 +90,58 @@ def jobs() -> None:
 @output.as_json
 @click.pass_context
 def list_jobs(ctx: click.Context, /, limit: int, as_json: bool, **chosen_by: Any) -> None:
-    """The newest jobs, live and ended."""
+    """List the newest jobs, live and ended."""
     wanted = filter_of(**chosen_by)
     with queue(ctx) as store:
+        if as_json:
+            for job in wanted.find(store, limit, with_payload=True):
+                output.print_json(output.job_fields(job))
+            return
         now, found = store.now(), list(wanted.find(store, limit))
-    if as_json:
-        for job in found:
-            output.print_json(output.job_fields(job))
-        return
+        in_line = _runs_in_line(found, store, now)
     if not found:
-        click.echo("no such jobs" if wanted else "no jobs yet", err=True)
+        output.echo("no such jobs" if wanted else "no jobs yet", err=True)
         return
     output.print_table(
         ("ID", "STATE", "TASK", "QUEUE", "ATTEMPT", "ENQUEUED", "NOTE"),
         [
             (
                 j.id, j.state, j.task, j.queue, f"{j.attempt}/{j.max_attempts}", output.ago(j.created_at, now),
-                _note(j, now),
+                _note(j, now, is_in_line=j.id in in_line),
             )
             for j in found
         ],
         right="ID, ATTEMPT",
     )
     if len(found) == limit:
-        click.echo(f"(the newest {limit}; --limit shows more)", err=True)
+        output.echo(f"(the newest {limit}; --limit shows more)", err=True)
 
 
-def _note(job: Job, now: datetime) -> str:
-    """What matters about a job in a few words."""
+def _runs_in_line(jobs: Sequence[Job], store: Store, now: datetime) -> set[int]:
+    """Return which of `jobs` are runs of a schedule that wait for an earlier run of it."""
+    # The moment at which such a job asks again says nothing: it begins when the run before it ends.
+    if not any(job.state == "queued" and job.execute_after > now for job in jobs):
+        return set()
+    # By the schedules, as jobs are listed without their headers.
+    busy = [view.name for view in store.schedules() if view.is_running]
+    ticks = (tick for name in busy for tick in store.ticks(name, until=now, limit=MAX_TICKS))
+    return {tick.job_id for tick in ticks if tick.job_id is not None and _is_in_line(tick, now)}
+
+
+def _is_in_line(tick: TickView, now: datetime) -> bool:
+    """Return True if a run of a schedule is due and has not begun; its job is put off until the run before it ends."""
+    return tick.started_at is None and tick.outcome is None and tick.due_at <= now
+
+
+def _note(job: Job, now: datetime, *, is_in_line: bool) -> str:
+    """Return the main fact about a job in a few words."""
     last = (job.error or "").partition("\n")[0]
     if job.state == "running":
         return f"for {output.span(now - job.claimed_at)}" if job.claimed_at else ""
     if job.state == "done":
         return f"took {output.took(job)}"
+    if job.state == "queued" and job.execute_after > now and is_in_line:
+        return "waits for the run before it to end"
     if job.state == "queued":
         when = "due" if job.execute_after <= now else f"in {output.span(job.execute_after - now)}"
         return f"{when}, after {last}" if last else when
@@ -128,7 +153,7 @@ def _note(job: Job, now: datetime) -> str:
 @output.as_json
 @click.pass_context
 def show(ctx: click.Context, ids: Sequence[int], as_json: bool) -> None:
-    """All about a job: arguments, times, errors, what is next."""
+    """Show a job: arguments, times, errors, what is next."""
     missing = False
     with queue(ctx) as store:
         settings = chosen(ctx).app_or_bare().settings
@@ -136,12 +161,12 @@ def show(ctx: click.Context, ids: Sequence[int], as_json: bool) -> None:
             job = store.get(job_id)
             if job is None:
                 missing = True
-                click.echo(f"there is no job #{job_id}: it was deleted, or its history was pruned", err=True)
+                output.echo(f"there is no job #{job_id}: it was deleted, or its history was pruned", err=True)
             elif as_json:
                 output.print_json(output.job_fields(job))
             else:
                 if number:
-                    click.echo()
+                    output.echo()
                 _show(job, store, settings)
     if missing:
         ctx.exit(FAILED)
@@ -149,7 +174,8 @@ def show(ctx: click.Context, ids: Sequence[int], as_json: bool) -> None:
 
 def _show(job: Job, store: Store, settings: Settings) -> None:
     now = store.now()
-    click.echo(click.style(output.line(f"{job.task}#{job.id}"), bold=True) + f"  {output.state(job.state)}")
+    title = click.style(output.line(f"{job.task}#{job.id}"), bold=True)
+    output.echo(output.Styled(f"{title}  {output.state(job.state)}"))
     rows: list[tuple[str, str | None]] = [
         ("next", _next(job, store, settings, now)),
         ("arguments", job.args),
@@ -167,18 +193,18 @@ def _show(job: Job, store: Store, settings: Settings) -> None:
     ]
     for name, text in rows:
         if text is not None:
-            click.echo(f"  {click.style(f'{name:<10}', dim=True)} {output.line(text)}")
+            output.echo(output.Styled(f"  {click.style(f'{name:<10}', dim=True)} {output.line(text)}"))
     for error in job.errors:
         _show_error(error)
 
 
 def _show_error(error: Any) -> None:
     at = str(error.get("at", ""))[:19].replace("T", " ")
-    number = click.style(f"attempt {error.get('attempt', '?')}", fg="red")
-    click.echo(f"\n  {number}  {output.line(at)} UTC")
-    click.echo(output.block(str(error.get("error", "")), "    "))
+    number = click.style(output.line(f"attempt {error.get('attempt', '?')}"), fg="red")
+    output.echo(output.Styled(f"\n  {number}  {output.line(at)} UTC"))
+    output.echo(output.Styled(output.block(str(error.get("error", "")), "    ")))
     if error.get("traceback"):
-        click.echo(click.style(output.block(str(error["traceback"]), "      "), dim=True))
+        output.echo(output.Styled(click.style(output.block(str(error["traceback"]), "      "), dim=True)))
 
 
 def _moment(value: datetime | None, now: datetime) -> str | None:
@@ -189,10 +215,10 @@ def _moment(value: datetime | None, now: datetime) -> str | None:
 
 
 def _next(job: Job, store: Store, settings: Settings, now: datetime) -> str:
-    """What will happen to the job if nobody does anything."""
+    """Return what happens next to the job if no command changes it."""
     if job.state == "running":
         worker = next((w for w in store.workers() if w.id == job.worker), None)
-        where = f"{worker.host} pid {worker.pid}" if worker else "a worker that is gone; another will rescue it"
+        where = f"{worker.host} pid {worker.pid}" if worker else "a worker that is gone; another will run it again"
         since = output.span(now - job.claimed_at) if job.claimed_at else "?"
         return f"runs for {since} on {where}"
     if job.state == "queued":
@@ -205,12 +231,21 @@ def _next(job: Job, store: Store, settings: Settings, now: datetime) -> str:
 
 def _waits_for(job: Job, store: Store, now: datetime) -> str:
     if any(q.name == job.queue and q.paused_at for q in store.queues()):
-        return f"waits until the queue is resumed: pgcron queues resume {job.queue}"
+        return f"waits until the queue is resumed: pgcron queues resume {output.argument(job.queue)}"
     if job.execute_after > now:
+        if (tick := _tick_of(job, store)) is not None and _is_in_line(tick, now):
+            return f"waits for a run of schedule {tick.schedule!r} that is under way, and begins when that has ended"
         return f"attempt {job.attempt + 1} of {job.max_attempts} {_in(job.execute_after - now)}"
     if not any(job.queue in w.queues or "*" in w.queues for w in store.workers() if not w.stopping):
-        return f"due; no worker serves the queue {job.queue!r}. Start one: pgcron worker"
-    return "due; it waits for a quiet moment to run alone" if job.alone else "due; it waits for a free slot"
+        return f"due; no worker serves the queue {job.queue!r}. Start one: {command('worker')}"
+    return "due; it waits until a worker can run it alone" if job.alone else "due; it waits for a free slot"
+
+
+def _tick_of(job: Job, store: Store) -> TickView | None:
+    """Return the tick that the job runs for. The job's header names the schedule; only the tick itself proves it."""
+    name = job.headers.get(SCHEDULE)
+    found = [] if name is None else store.ticks(name, limit=MAX_TICKS)
+    return next((tick for tick in found if tick.job_id == job.id), None)
 
 
 def _in(span: timedelta) -> str:

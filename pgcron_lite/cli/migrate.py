@@ -1,27 +1,27 @@
-"""`pgcron migrate`: make the tables, or bring them up to date."""
+"""`pgcron migrate`: create the tables, or bring them up to date."""
 
 from __future__ import annotations
 
 import click
 
-from . import FAILED, MISFIT, Refusal
-from .opening import chosen
+from . import FAILED, MISFIT, Refusal, output
+from .context import chosen
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 when the schema is behind.")
 @click.option("--sql", is_flag=True, help="Print the SQL instead of running it. Needs no database.")
-@click.option("--since", type=click.IntRange(0), metavar="N", help="With --sql: only what comes after number N.")
+@click.option("--since", type=click.IntRange(0), metavar="N", help="With --sql: only the migrations after number N.")
 @click.option("--to", type=click.IntRange(1), metavar="N", help="Stop after migration number N.")
 @click.option("--environment", metavar="NAME",
-              help="Write down whose database this is: only apps with PGCRON_ENVIRONMENT=NAME will use it.")
+              help="Label this database: only apps with PGCRON_ENVIRONMENT=NAME will use it.")
 @click.pass_context
 def migrate(
     ctx: click.Context, check: bool, sql: bool, since: int | None, to: int | None, environment: str | None
 ) -> None:
     """Create the tables, or bring them up to date.
 
-    May be run again and again, and by several at once. Run it before the new code starts: older workers go on.
+    Safe to run repeatedly, and by several at once. Run it before the new code starts: older workers keep working.
     """
     from ..pg import migrate as migrating
 
@@ -29,33 +29,43 @@ def migrate(
         raise click.UsageError(
             "--check, --sql (or --sql --since) and --to exclude one another, and --environment the first two"
         )
+    if environment is not None and (not environment or environment != environment.strip()):
+        # PGCRON_ENVIRONMENT without a value counts as not set: no process could ever have this label.
+        raise click.BadParameter(
+            f"{environment!r}: expected a name without blanks around it, such as production", param_hint="--environment"
+        )
     app = chosen(ctx).app_or_bare()
     schema = app.settings.schema
     if sql:
-        click.echo(migrating.script(schema, since or 0), nl=False)
+        output.echo(output.Styled(migrating.script(schema, since or 0).rstrip("\n")))
         return
     if app.settings.is_memory:
-        click.echo("memory:// has no tables; there is nothing to do")
+        output.echo("memory:// has no tables; there is nothing to do")
         return
-    from ..pg.address import address
+    from ..pg.url import parse_url
 
-    # The direct connection, if there is one: a pooler may cut off what waits long for a lock.
-    where = address(app.settings.direct_url or app.settings.url(), application="pgcron migrate")
+    # The direct connection, if there is one: a pooler may close a session that waits long for a lock.
+    where = parse_url(
+        app.settings.direct_url or app.settings.url(),
+        application="pgcron migrate",
+        source=app.source_of("direct_url" if app.settings.direct_url else "database_url"),
+    )
     if check:
         _check(migrating.state(where, schema), schema)
         return
     applied = migrating.migrate(where, schema, to)
     for migration in applied:
-        click.echo(f"applied {migration}")
+        output.echo(f"applied {migration}")
     state = migrating.state(where, schema)
-    click.echo(f"schema {schema!r} at {where} is at {state.have}/{state.want}{'' if applied else ', nothing to do'}")
+    output.echo(f"schema {schema!r} at {where} is at {state.have}/{state.want}{'' if applied else ', nothing to do'}")
     if environment is not None:
         store = app.open_store("pgcron migrate", size=1)
         try:
             store.note_fact("environment", environment)
         finally:
             store.close()
-        click.echo(f"it belongs to the environment {environment!r}: apps need PGCRON_ENVIRONMENT={environment}")
+        setting = f"PGCRON_ENVIRONMENT={output.argument(environment)}"
+        output.echo(f"it belongs to the environment {environment!r}: apps need {setting}")
 
 
 def _check(state: object, schema: str) -> None:
@@ -67,4 +77,4 @@ def _check(state: object, schema: str) -> None:
         raise Refusal(str(refusal), FAILED)
     if refusal is not None:
         raise Refusal(refusal, MISFIT)
-    click.echo(f"schema {schema!r} is at {state.have}/{state.want}: up to date")
+    output.echo(f"schema {schema!r} is at {state.have}/{state.want}: up to date")

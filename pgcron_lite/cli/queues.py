@@ -1,25 +1,25 @@
-"""`pgcron queues`: how the queues stand; pause, resume and clear them."""
+"""`pgcron queues`: list, pause, resume and clear queues."""
 
 from __future__ import annotations
 
 import click
 
 from . import Nouns, output
-from .opening import queue
+from .context import queue
 
 BATCH = 1000
 
 
 @click.group(cls=Nouns)
 def queues() -> None:
-    """How the queues stand; pause, resume, clear."""
+    """List, pause, resume and clear queues."""
 
 
 @queues.command("list")
 @output.as_json
 @click.pass_context
 def list_queues(ctx: click.Context, as_json: bool) -> None:
-    """Every queue that has waiting or running jobs, or is paused."""
+    """List the queues that have waiting or running jobs, or are paused."""
     with queue(ctx) as store:
         now, found = store.now(), store.queues()
     if as_json:
@@ -37,7 +37,7 @@ def list_queues(ctx: click.Context, as_json: bool) -> None:
             )
         return
     if not found:
-        click.echo("all queues are empty", err=True)
+        output.echo("all queues are empty", err=True)
         return
     output.print_table(
         ("QUEUE", "DUE", "DEFERRED", "RUNNING", "OLDEST DUE", "STATE"),
@@ -57,25 +57,25 @@ def list_queues(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name")
 @click.pass_context
 def pause(ctx: click.Context, name: str) -> None:
-    """Let no worker take jobs from the queue NAME; running ones finish, new ones wait."""
+    """Let no worker claim jobs of the queue NAME. Running jobs finish, new ones wait."""
     _check(name)
     with queue(ctx) as store:
         store.pause(name)
         waiting = sum(q.due + q.deferred for q in store.queues() if q.name == name)
     jobs = output.count(waiting, "job")
-    click.echo(f"queue {name!r} is paused, {jobs} waiting. To go on: pgcron queues resume {name}")
+    output.echo(f"queue {name!r} is paused, {jobs} waiting. To go on: pgcron queues resume {output.argument(name)}")
 
 
 @queues.command()
 @click.argument("name")
 @click.pass_context
 def resume(ctx: click.Context, name: str) -> None:
-    """Let workers take jobs from the queue NAME again."""
+    """Let workers claim jobs of the queue NAME again."""
     _check(name)
     with queue(ctx) as store:
         was_paused = store.resume(name)
         store.ring()
-    click.echo(f"queue {name!r} is {'open again' if was_paused else 'open; it was not paused'}")
+    output.echo(f"queue {name!r} is {'open again' if was_paused else 'open; it was not paused'}")
 
 
 @queues.command()
@@ -88,25 +88,25 @@ def clear(ctx: click.Context, name: str, yes: bool) -> None:
     with queue(ctx) as store:
         waiting = sum(q.due + q.deferred for q in store.queues() if q.name == name)
         if not waiting:
-            click.echo(f"queue {name!r} has no waiting jobs", err=True)
+            output.echo(f"queue {name!r} has no waiting jobs", err=True)
             return
         confirm(f"Cancel {output.count(waiting, 'waiting job')} of queue {name!r}?", yes)
         done = 0
-        # Not until it is empty: a busy producer would keep us here.
+        # Only as many as there were: with a busy producer the queue might never be empty.
         while done < waiting and (gone := store.clear(name, min(BATCH, waiting - done))):
             done += gone
-    click.echo(f"{output.count(done, 'job')} cancelled")
+    output.echo(f"{output.count(done, 'job')} cancelled")
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something that cannot be undone by itself; a script says --yes."""
+    """Ask the user to confirm, and raise `ClickException` if the answer is not yes. Scripts pass --yes."""
     if yes:
         return
     try:
         click.confirm(question, abort=True, err=True)
     except click.Abort:
-        # Either "no", or nobody was there to be asked.
-        click.echo(err=True)
+        # The answer was "no", or there was no input to read an answer from.
+        output.echo(err=True)
         raise click.ClickException("nothing was changed; --yes answers for you") from None
 
 

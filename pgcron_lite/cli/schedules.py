@@ -1,4 +1,4 @@
-"""`pgcron schedules list`, `show` and `next`: look at schedules. What can be done to them is in `schedule_deeds`."""
+"""`pgcron schedules list`, `show` and `next`. The commands that change schedules are in `schedules_actions`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..durations import in_utc, spoken
 from ..errors import UnknownSchedule
-from ..moment import in_utc, spoken
-from ..plan import Schedule
-from ..schedule import Cron
-from ..ticks import ScheduleView
-from ..zone import zone
+from ..schedules.api import called_off
+from ..schedules.schedule import Schedule
+from ..schedules.ticks import ScheduleView, TickView
+from ..schedules.timezones import zone
+from ..schedules.timing import Cron
 from . import FAILED, Nouns, output
+from .context import command, opened
 from .cron import print_ticks, tick_fields
-from .opening import opened
-from .standing import condition, in_words, reading
+from .schedule_status import condition, in_words, reading
 
 if TYPE_CHECKING:
     from ..app import PgCron
 
-DEEDS = ("run", "pause", "resume", "backfill", "add", "remove")
+ACTIONS = ("run", "pause", "resume", "backfill", "add", "remove")
 
 
-@click.group(cls=Nouns, lazily={"history": "history:history", **{verb: f"schedule_deeds:{verb}" for verb in DEEDS}})
+@click.group(
+    cls=Nouns,
+    lazily={"history": "schedules_history:history", **{verb: f"schedules_actions:{verb}" for verb in ACTIONS}},
+)
 def schedules() -> None:
-    """What runs when; pause, run and backfill."""
+    """List and show schedules; pause, run and backfill them."""
 
 
 @schedules.command("list")
@@ -37,10 +41,10 @@ def schedules() -> None:
 @output.as_json
 @click.pass_context
 def list_schedules(ctx: click.Context, names: Sequence[str], as_json: bool) -> None:
-    """Every schedule, or those named: how it stands, when it runs.
+    """List schedules, all or those named: states, last and next runs.
 
-    States: ok; paused; retired, as no living code declares it; off, by enabled=False; over, when there are no more
-    ticks; missed, late or stuck when something is wrong, which is explained below the table.
+    States: ok; paused; retired, when no live worker's code declares it; off, by enabled=False; over, when there are no
+    more ticks; missed, late or stuck when something is wrong, which is explained below the table.
     """
     with opened(ctx) as app:
         now = app.store.now()
@@ -52,9 +56,9 @@ def list_schedules(ctx: click.Context, names: Sequence[str], as_json: bool) -> N
     elif found:
         _print_table(found, now)
     elif not names:
-        click.echo("no schedules yet; declare one with @app.cron, or: pgcron schedules add", err=True)
+        output.echo("no schedules yet; declare one with @app.cron, or: pgcron schedules add", err=True)
     for hint in hints:
-        click.echo(hint, err=True)
+        output.echo(hint, err=True)
     if missing:
         ctx.exit(FAILED)
 
@@ -64,7 +68,7 @@ def list_schedules(ctx: click.Context, names: Sequence[str], as_json: bool) -> N
 @output.as_json
 @click.pass_context
 def show_schedule(ctx: click.Context, names: Sequence[str], as_json: bool) -> None:
-    """All about a schedule: policies, arguments, last and next run."""
+    """Show a schedule: policies, arguments, last and next run."""
     with opened(ctx) as app:
         now = app.store.now()
         found, missing = _named(app, names)
@@ -73,7 +77,7 @@ def show_schedule(ctx: click.Context, names: Sequence[str], as_json: bool) -> No
             output.print_json(fields(view, now))
         else:
             if number:
-                click.echo()
+                output.echo()
             _show(view, now)
     if missing:
         ctx.exit(FAILED)
@@ -85,29 +89,36 @@ def show_schedule(ctx: click.Context, names: Sequence[str], as_json: bool) -> No
 @output.as_json
 @click.pass_context
 def next_ticks(ctx: click.Context, name: str, count: int, as_json: bool) -> None:
-    """When it is due next, by its timing alone."""
+    """Print the next ticks of a schedule.
+
+    They follow from its timing alone. Runs that were cancelled or deleted by hand are not listed, but named below.
+    """
     with opened(ctx) as app:
         view, now = app.schedules.get(name), app.store.now()
         schedule, ticks = view.schedule, app.schedules.next(name, count)
+        gone = called_off(app.store, name, now)
     said = [_tick_fields(schedule, tick) for tick in ticks]
     if as_json:
         for each in said:
             output.print_json({"schedule": name, **each})
     else:
         print_ticks([{**each, "note": "; ".join(_notes(each))} for each in said])
+    for tick in gone:
+        if not ticks or tick.tick <= ticks[-1]:
+            output.echo(f"(not listed: {_why_not(tick)})", err=True)
     how = condition(view, now)
     if how.word != "ok":
-        click.echo(f"({output.line(f'{name} is {how.word}: {how.detail}')})", err=True)
+        output.echo(f"({output.line(f'{name} is {how.word}: {how.detail}')})", err=True)
     elif not ticks:
-        click.echo("its next run is counted from the end of the one under way", err=True)
+        output.echo("its next run is counted from the end of the one under way", err=True)
     elif schedule.max_runs is not None:
-        click.echo(f"(it ends with run {schedule.max_runs:,}; {view.runs:,} have run or are planned)", err=True)
+        output.echo(f"(it ends with run {schedule.max_runs:,}; {view.runs:,} have run or are planned)", err=True)
 
 
 # What is printed
 
 def fields(view: ScheduleView, now: datetime) -> dict[str, Any]:
-    """A schedule as `--json` has it. The names are stable; new ones may be added."""
+    """Return a schedule as `--json` prints it. The names are stable; new ones may be added."""
     how, (schedule, _) = condition(view, now), reading(view)
     said: dict[str, Any] = {
         "schedule": view.name,
@@ -142,7 +153,7 @@ def fields(view: ScheduleView, now: datetime) -> dict[str, Any]:
         "max_attempts": schedule.max_attempts,
         "tags": list(schedule.tags),
         "catch_up": schedule.catch_up,
-        "grace_seconds": schedule.grace and schedule.grace.total_seconds(),
+        "start_within_seconds": schedule.start_within and schedule.start_within.total_seconds(),
         "overlap": schedule.overlap,
         "jitter_seconds": schedule.jitter.total_seconds(),
         "max_runs": schedule.max_runs,
@@ -150,7 +161,7 @@ def fields(view: ScheduleView, now: datetime) -> dict[str, Any]:
         "after_finish": schedule.after_finish,
         "enabled": schedule.enabled,
         "alert_seconds": schedule.alert_after and schedule.alert_after.total_seconds(),
-        # Whoever knows the url of a check can report for it.
+        # Not the url itself: anyone who knows it can report to the check.
         "has_ping": schedule.ping is not None,
     }
 
@@ -169,10 +180,10 @@ def _print_table(views: Sequence[ScheduleView], now: datetime) -> None:
     )
     bad = [view for view in views if how[view.name].is_bad]
     if bad:
-        click.echo()
+        output.echo()
     for view in bad:
         word = click.style(how[view.name].word, fg="red")
-        click.echo(f"{output.line(view.name)} is {word}: {output.line(how[view.name].detail)}")
+        output.echo(output.Styled(f"{output.line(view.name)} is {word}: {output.line(how[view.name].detail)}"))
 
 
 def _what_and_when(view: ScheduleView) -> tuple[str, str]:
@@ -186,7 +197,7 @@ def _origin(view: ScheduleView) -> str:
 
 def _show(view: ScheduleView, now: datetime) -> None:
     how, (schedule, _) = condition(view, now), reading(view)
-    click.echo(f"{click.style(output.line(view.name), bold=True)}  {output.state(how.word)}")
+    output.echo(output.Styled(f"{click.style(output.line(view.name), bold=True)}  {output.state(how.word)}"))
     due_at = view.next_due_at
     last = None if view.last_tick is None else f"{in_utc(view.last_tick)}, {view.last_outcome}"
     made = "declared in code" if view.origin == "code" else "made at run time"
@@ -201,7 +212,7 @@ def _show(view: ScheduleView, now: datetime) -> None:
     ]  # fmt: skip
     for name, text in rows:
         if text is not None:
-            click.echo(f"  {click.style(f'{name:<10}', dim=True)} {output.line(text)}")
+            output.echo(output.Styled(f"  {click.style(f'{name:<10}', dim=True)} {output.line(text)}"))
 
 
 def _policies(schedule: Schedule) -> Iterator[tuple[str, str | None]]:
@@ -214,11 +225,11 @@ def _policies(schedule: Schedule) -> Iterator[tuple[str, str | None]]:
     yield "queue", f"{schedule.queue}, priority {schedule.priority}, {output.count(schedule.max_attempts, 'attempt')}"
     yield "tags", ", ".join(schedule.tags) or None
     yield "overlap", schedule.overlap
-    within = "" if schedule.grace is None else f", within {spoken(schedule.grace)}"
+    within = "" if schedule.start_within is None else f", within {spoken(schedule.start_within)}"
     yield "catch up", f"{schedule.catch_up}{within}"
     yield "jitter", f"up to {spoken(schedule.jitter)}" if schedule.jitter else None
     yield "most runs", None if schedule.max_runs is None else f"{schedule.max_runs:,}"
-    yield "at start", "runs when its code comes to life" if schedule.run_on_start else None
+    yield "at start", "runs once when its code starts" if schedule.run_on_start else None
     yield "alert", None if schedule.alert_after is None else f"{spoken(schedule.alert_after)} after it was due"
     yield "pings", None if schedule.ping is None else "yes"
 
@@ -237,22 +248,32 @@ def _notes(said: dict[str, Any]) -> Iterator[str]:
         yield f"put off by {output.span(put_off)} of jitter"
 
 
-# Which are meant
+def _why_not(tick: TickView) -> str:
+    """Return the reason why no run begins at a future tick."""
+    moment = in_utc(tick.tick)
+    if tick.outcome == "cancelled":
+        return f"the run of {moment} was cancelled by hand; to run it now: {command(f'jobs retry {tick.job_id}')}"
+    if tick.outcome == "deleted":
+        return f"the run of {moment} was deleted by hand"
+    return f"the run of {moment} was retried by hand before its time; its job is {tick.job_id}"
+
+
+# Selection by name
 
 def _named(app: PgCron, names: Sequence[str]) -> tuple[list[ScheduleView], bool]:
-    """The schedules of these names, and whether some are not there, which has been said."""
+    """Return the schedules of these names, and True if some do not exist, which it prints."""
     found, missing = [], False
     for name in dict.fromkeys(names):
         try:
             found.append(app.schedules.get(name))
         except UnknownSchedule as error:
             missing = True
-            click.echo(str(error), err=True)
+            output.echo(str(error), err=True)
     return found, missing
 
 
 def _not_in_force(app: PgCron, views: Sequence[ScheduleView]) -> Iterator[str]:
-    """What the code here declares, and no worker of it has brought to the database."""
+    """Yield hints about schedules that this code declares and that are not in force in the database."""
     there = {view.name: view for view in views}
     waiting, taken = [], []
     for name, definition in sorted(app.definitions.items()):
@@ -262,7 +283,7 @@ def _not_in_force(app: PgCron, views: Sequence[ScheduleView]) -> Iterator[str]:
         elif view is None or view.retired_at is not None or view.definition != definition:
             waiting.append(name)
     if waiting:
-        yield f"(declared in the code here, in force with the next worker of it: {_some(waiting)})"
+        yield f"(declared in the code here, in force when its next worker starts: {_some(waiting)})"
     if taken:
         yield f"(declared in the code here, but made at run time as well, which is in force: {_some(taken)})"
 

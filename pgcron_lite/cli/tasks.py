@@ -1,4 +1,4 @@
-"""`pgcron tasks`: what the app can run."""
+"""`pgcron tasks`: the tasks of the app."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import inspect
 import click
 
 from . import Nouns, output
-from .opening import chosen
+from .context import chosen
 
 
 @click.group(cls=Nouns)
 def tasks() -> None:
-    """What your app can run."""
+    """List the tasks of your app."""
 
 
 @tasks.command("list")
 @output.as_json
 @click.pass_context
 def list_tasks(ctx: click.Context, as_json: bool) -> None:
-    """Every task of the app, with its options. Needs no database."""
+    """List the tasks of the app with their options. Needs no database."""
     found = sorted(chosen(ctx).app().tasks.items())
     items = [
         {
@@ -38,7 +38,7 @@ def list_tasks(ctx: click.Context, as_json: bool) -> None:
         for item in items:
             output.print_json(item)
     elif not items:
-        click.echo("no tasks; decorate a function with @app.task", err=True)
+        output.echo("no tasks; decorate a function with @app.task", err=True)
     else:
         output.print_table(
             ("TASK", "QUEUE", "PRIORITY", "ATTEMPTS", "CALL"),

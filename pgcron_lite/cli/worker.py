@@ -1,4 +1,4 @@
-"""`pgcron worker`: run jobs until told to stop. `pgcron scheduler`: keep the schedules and run nothing."""
+"""`pgcron worker`: run jobs until stopped. `pgcron scheduler`: keep the schedules and run no jobs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import logs
-from .opening import chosen
-from .words import Span
+from ..worker import logs
+from .context import chosen
+from .types import Span
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def worker_options(command: F) -> F:
-    """The options that `pgcron worker` and `pgcron dev` have in common. Left out, the settings decide."""
+    """Add the options that `pgcron worker` and `pgcron dev` share. Without an option its setting applies."""
     for option in reversed(
         (
             click.option("-q", "--queue", "queues", multiple=True, metavar="NAME[,NAME]",
@@ -34,8 +34,13 @@ def worker_options(command: F) -> F:
     return command
 
 
+def named_queues(words: tuple[str, ...]) -> str | None:
+    """Return the queues of --queue; None if it was not given. An empty NAME is kept, so that it is refused later."""
+    return ",".join(words) if words else None
+
+
 def log_options(command: F) -> F:
-    """What a process says of itself, and how."""
+    """Add the options for the level and the format of the log."""
     command = click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info",
                            envvar="PGCRON_LOG_LEVEL", show_default=True)(command)
     return click.option(
@@ -45,17 +50,17 @@ def log_options(command: F) -> F:
 
 
 def end_options(command: F) -> F:
-    """When a process ends by itself."""
+    """Add the options that make a process end by itself."""
     command = click.option("--fail-fast", is_flag=True,
-                           help="End with 69 if the database is not there, instead of waiting.")(command)
+                           help="End with 69 if the database cannot be reached, instead of waiting.")(command)
     return click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="N",
-                        help="End after N seconds, as if told to stop.")(command)
+                        help="End after N seconds, as after SIGTERM.")(command)
 
 
 @click.command()
 @worker_options
 @click.option("--processes", type=click.IntRange(1, 256), default=1, metavar="N",
-              help="Run N worker processes under one that restarts them.")
+              help="Run N worker processes under a supervisor that restarts them.")
 @click.option("--drain", is_flag=True, help="End when nothing is due any more.")
 @click.option("--no-scheduler", is_flag=True, help="Leave the schedules to other workers, or to pgcron scheduler.")
 @end_options
@@ -74,19 +79,19 @@ def worker(
     max_seconds: float | None,
     fail_fast: bool,
 ) -> None:
-    """Run jobs until told to stop.
+    """Run jobs until stopped.
 
-    SIGTERM or Ctrl-C: claim nothing more, let what runs finish within the grace, hand the rest back, end with 0.
-    A second Ctrl-C hands everything back at once and ends with 130.
+    SIGTERM, SIGHUP or Ctrl-C: claim nothing more, let running jobs finish within the grace, release the rest, exit with
+    0. A second Ctrl-C releases all jobs at once and exits with 130.
     """
-    from .. import process
+    from ..worker import exits, process
 
     app = chosen(ctx).app()
     logs.set_up(log_format, log_level)
     app.settings.url()
     code = process.run_worker(
         app,
-        queues=",".join(queues) or None,
+        queues=named_queues(queues),
         slots=slots,
         gevent=gevent,
         processes=processes,
@@ -96,7 +101,7 @@ def worker(
         fail_fast=fail_fast,
         scheduler=not no_scheduler,
     )
-    process.leave(code)
+    exits.leave(code)
 
 
 @click.command()
@@ -108,12 +113,12 @@ def scheduler(
 ) -> None:
     """Keep the schedules, and run no jobs.
 
-    Every worker keeps them too, so this is needed only beside workers that are told not to (--no-scheduler). Any number
-    of them may run; signals and exit codes are those of a worker.
+    Every worker keeps them too, so this is needed only beside workers with --no-scheduler. Any number of them may run;
+    signals and exit codes are those of a worker.
     """
-    from .. import process
+    from ..worker import exits, process
 
     app = chosen(ctx).app()
     logs.set_up(log_format, log_level)
     app.settings.url()
-    process.leave(process.run_worker(app, jobs=False, max_seconds=max_seconds, fail_fast=fail_fast))
+    exits.leave(process.run_worker(app, jobs=False, max_seconds=max_seconds, fail_fast=fail_fast))

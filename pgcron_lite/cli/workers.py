@@ -1,4 +1,4 @@
-"""`pgcron workers`: who runs jobs now."""
+"""`pgcron workers`: the workers and the jobs they run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from datetime import timedelta
 
 import click
 
-from ..job import WorkerView
+from ..job import RUNNING_SHOWN, WorkerView
 from . import Nouns, output
-from .opening import chosen, queue
+from .context import chosen, command, queue
 
 
 @click.group(cls=Nouns)
 def workers() -> None:
-    """Who runs jobs now."""
+    """List the workers and the jobs they run."""
 
 
 @workers.command("list")
 @output.as_json
 @click.pass_context
 def list_workers(ctx: click.Context, as_json: bool) -> None:
-    """Every worker that has not left, the silent ones too."""
+    """List the registered workers, including silent ones."""
     with queue(ctx) as store:
         lease = chosen(ctx).app_or_bare().settings.lease.total_seconds()
         now, found = store.now(), store.workers()
@@ -29,15 +29,15 @@ def list_workers(ctx: click.Context, as_json: bool) -> None:
             output.print_json(worker_fields(worker, lease))
         return
     if not found:
-        click.echo("no workers; start one with: pgcron worker", err=True)
+        output.echo(f"no workers; start one with: {command('worker')}", err=True)
         return
     output.print_table(
-        ("WORKER", "STATE", "HOST", "PID", "MODE", "RUNNING", "SLOTS", "STARTED", "LAST BEAT", "QUEUES"),
+        ("WORKER", "STATE", "HOST", "PID", "MODE", "RUNNING", "SLOTS", "STARTED", "LAST BEAT", "QUEUES", "RUNS NOW"),
         [
             (
                 str(w.id)[:8], condition(w, lease), w.host, w.pid, w.mode, w.running, w.slots,
                 output.ago(w.started_at, now), output.ago(now - timedelta(seconds=w.silent_seconds), now),
-                ", ".join(w.queues) or "none, keeps schedules",
+                ", ".join(w.queues) or "none, keeps schedules", _jobs(w),
             )
             for w in found
         ],
@@ -45,8 +45,14 @@ def list_workers(ctx: click.Context, as_json: bool) -> None:
     )
 
 
+def _jobs(worker: WorkerView) -> str:
+    shown = [f"{task}#{job_id}" for job_id, task in worker.jobs]
+    # These include prefetched jobs, which have no slot yet.
+    return ", ".join([*shown, "…"] if len(shown) == RUNNING_SHOWN else shown) or "nothing"
+
+
 def condition(worker: WorkerView, lease: float) -> str:
-    """`ok`, `stopping`, `silent` (no beat for two leases) or `stuck` (it beats, but its loop stands still)."""
+    """Return `ok`, `stopping`, `silent` (no heartbeat for two leases) or `stuck` (heartbeats, but its loop stopped)."""
     if worker.silent_seconds > 2 * lease:
         return "silent"
     if worker.idle_loop > 2 * lease:
@@ -55,7 +61,7 @@ def condition(worker: WorkerView, lease: float) -> str:
 
 
 def worker_fields(worker: WorkerView, lease: float) -> dict[str, object]:
-    """A worker as `--json` has it."""
+    """Return a worker as `--json` prints it."""
     return {
         "id": str(worker.id),
         "state": condition(worker, lease),
@@ -66,6 +72,7 @@ def worker_fields(worker: WorkerView, lease: float) -> dict[str, object]:
         "queues": list(worker.queues),
         "slots": worker.slots,
         "running": worker.running,
+        "jobs": [{"id": job_id, "task": task} for job_id, task in worker.jobs],
         "started_at": output.iso(worker.started_at),
         "silent_seconds": round(worker.silent_seconds, 3),
         "idle_loop_seconds": round(worker.idle_loop, 3),

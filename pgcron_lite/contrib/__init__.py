@@ -1,1 +1,1 @@
-"""Integrations with other projects, one module each. They use the same doors as strangers; nothing imports them."""
+"""Integrations with other projects, one module each. They use the same hooks as the code of users."""

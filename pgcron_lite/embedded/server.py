@@ -1,6 +1,6 @@
-"""One PostgreSQL cluster in one folder: creating it, starting, reusing, stopping, and where it can be reached.
+"""One PostgreSQL cluster in one folder: its creation, start, reuse, stop and addresses.
 
-What is inside the database belongs to `pg/`.
+The contents of the database belong to `pg/`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ from .programs import WHEEL, copy_of, find_binaries, major_of
 from .system import (
     ROOTS_PLACE,
     can_run,
+    check_own_folder,
     delete_folder,
     digest,
     is_free,
     is_gone,
     is_root,
     now,
+    open_own_file,
     own_folder,
     process_of,
+    read_own_file,
     run_program,
     server_user,
     wait_until,
+    write_own_file,
 )
 
 Mode = Literal["fast", "immediate", "smart"]
@@ -41,19 +45,20 @@ Mode = Literal["fast", "immediate", "smart"]
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _SHORT_PLACE = Path("/tmp")
 # The name of a unix socket, `/.s.PGSQL.12345` included, must fit into 103 bytes on macOS and 107 on Linux.
-_LONGEST_SOCKET_DIRECTORY = 85
+_MAX_SOCKET_DIRECTORY = 85
 
-# Nothing the environment may ask of libpq (PGSSLMODE, PGSERVICE ...) applies to a server that speaks neither.
+# Overrides what the environment may set for libpq (PGSSLMODE, PGSERVICE ...): this server has no TLS and no GSSAPI.
 _PLAINLY: dict[str, Any] = {"sslmode": "disable", "gssencmode": "disable"}
 
 
 class EmbeddedPostgres:
     """One PostgreSQL cluster in the folder `home`, shared by every process that names the same folder.
 
-    The server outlives the process that started it, however that ends, until somebody calls `stop()`. TCP on
-    the loopback address asks for a generated password, which is part of `url`; the unix socket asks for none
-    and lies in a directory that only the server's user may enter. `settings` are server settings, and do not
-    reach a server that already runs. `folder` is a place for the data outside of the home: memory, for tests.
+    The server keeps running after the process that started it, however that ends, until `stop()` is called. TCP on
+    the loopback address requires a generated password, which is part of `url`; the unix socket requires none and is
+    in a directory that only the server's user may enter. The home must be a folder of ours that no other user may
+    write into. `settings` are server settings, and do not apply to a server that already runs. `folder` is a place
+    for the data outside of the home: memory, for tests.
     """
 
     def __init__(
@@ -70,21 +75,21 @@ class EmbeddedPostgres:
         self._outside = None if folder is None else Path(folder).absolute()
 
     def start(self) -> str:
-        """Start the server, or find it running, and return its URL. Many may do so at once and share it."""
+        """Start the server unless it runs, and return its URL. Several processes may do so at once and share it."""
         with self._alone():
             if not self.is_alive():
                 self._start()
         return self.url
 
     def stop(self, mode: Mode = "fast") -> bool:
-        """Stop the server, its data stay; False if none ran. `immediate` is a crash, `smart` is patient."""
+        """Stop the server; False if none ran. The data stay. `smart` waits for clients, `immediate` is a crash."""
         if not self.home.is_dir():
             return False
         with self._alone():
             return self._stop(mode)
 
     def restart(self, mode: Mode = "fast") -> None:
-        """Stop and start again. The URL stays the same unless a stranger takes the port in between."""
+        """Stop and start again. The URL stays the same unless another program takes the port in between."""
         with self._alone():
             self._stop(mode)
             self._start()
@@ -103,25 +108,32 @@ class EmbeddedPostgres:
                     self._folder.rmdir()
 
     def is_alive(self) -> bool:
-        """Whether the server answers at `url`, asked by connecting: pids may be zombies, ports strangers'."""
+        """Return True if our server accepts a connection: a pid may be a zombie's, a port another program's."""
         return self._address is not None and self._answers(self.url)
 
     @property
     def url(self) -> str:
-        """Where to connect by TCP, with the password."""
+        """The URL for TCP, with the password.
+
+        It makes clients refuse any authentication but SCRAM. While our server is down, any user of the machine may
+        listen on its port, and could otherwise get the password in clear text. The option needs libpq 16.
+        """
+        import psycopg
+
         port, password = self._known_address()
-        return f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+        option = "?require_auth=scram-sha-256" if psycopg.pq.version() >= 160000 else ""
+        return f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres{option}"
 
     @property
     def socket_url(self) -> str:
-        """Where to connect by the unix socket: for this user (and root) only, without a password."""
+        """The URL for the unix socket: for this user (and root) only, without a password."""
         port, _ = self._known_address()
         host = quote(str(self._socket_directory), safe="")
         return f"postgresql://postgres@/postgres?host={host}&port={port}"
 
     @property
     def pid(self) -> int | None:
-        """The server's process id, if that process lives and really is the server of this data directory."""
+        """The server's process id, if that process is alive and is the server of this data directory."""
         try:
             pid = int((self.data_directory / "postmaster.pid").read_text().split("\n", 1)[0])
         except (FileNotFoundError, ValueError):
@@ -154,7 +166,7 @@ class EmbeddedPostgres:
 
     def _start(self) -> None:
         if self._address is None:
-            # Its address was deleted, so nobody can find that server any more.
+            # Its address was deleted, so no client can find a server that still runs.
             self._stop("fast")
         if self.pid is None:
             self._create_cluster()
@@ -168,7 +180,7 @@ class EmbeddedPostgres:
             own_folder(self._folder, 0o755)
         if self.data_directory.exists():
             return
-        # Made beside its place and renamed, so that data which is there is whole, whenever we are killed.
+        # Created under another name and renamed: if we are killed, an existing data directory is still complete.
         new = self.data_directory.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -177,7 +189,7 @@ class EmbeddedPostgres:
         answer = run_program(
             self.bin_directory / "initdb",
             *("-D", new, "-U", "postgres", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256"),
-            # The C locale is there on every machine, and sorts alike on all of them.
+            # The C locale exists on every machine, with the same sort order on all.
             *("-E", "UTF8", "--locale=C"),
             **server_user(),
         )
@@ -191,15 +203,15 @@ class EmbeddedPostgres:
         deadline = now() + 30
         while not self._launched(port := self._choose_port()):
             complaint = self._complaint("the embedded database did not start")
-            # Two things pass: a port lost in a race, and a killed server's children, which take a moment to
-            # die.
+            # Two errors are temporary: another program has just taken the port, or children of a killed server have
+            # not ended yet.
             passes = not is_free(port) or "is still in use" in complaint
             if not passes or now() > deadline:
                 raise EmbeddedDatabaseError(complaint)
             time.sleep(0.1)
 
     def _launched(self, port: int) -> bool:
-        """One try to bring the server up on `port`."""
+        """Try once to start the server on `port`."""
         self._remember(port)
         self._clear_leftovers()
         pid = self._spawn(port)
@@ -207,9 +219,8 @@ class EmbeddedPostgres:
         return not is_gone(pid)
 
     def _clear_leftovers(self) -> None:
-        # PostgreSQL believes a lock file as long as its pid exists, and a zombie's does. The other guard
-        # stays, that no orphan still writes to the data: the server finds their shared memory without these
-        # files.
+        # PostgreSQL trusts a lock file while its pid exists, and the pid of a zombie does. Without these files the
+        # server still detects orphans that write to the data, by their shared memory.
         for leftover in (self.data_directory / "postmaster.pid", *self._socket_directory.glob(".s.PGSQL.*")):
             leftover.unlink(missing_ok=True)
 
@@ -221,8 +232,8 @@ class EmbeddedPostgres:
             "unix_socket_directories": str(self._socket_directory),
         }
         answer = run_program(
-            # The shell forks and leaves: the server gets another parent and a session without a terminal, so
-            # Ctrl-C misses it and we need not reap it. pg_ctl does so too, but trips over a `$` in a path.
+            # The shell forks and exits: the server gets another parent and a session without a terminal, so
+            # Ctrl-C does not reach it and we need not reap it. pg_ctl does so too, but fails on a `$` in a path.
             *("/bin/sh", "-c", 'log=$1; shift; exec "$@" </dev/null >"$log" 2>&1 & echo $!', "sh"),
             self.data_directory / "server.log",
             *(self.bin_directory / "postgres", "-D", self.data_directory),
@@ -238,12 +249,13 @@ class EmbeddedPostgres:
 
         _, password = self._known_address()
         with psycopg.connect(self.socket_url, **_PLAINLY) as conn:
-            conn.execute("set local password_encryption = 'scram-sha-256'")
             if conn.info.server_version >= 160000:
-                # Iterations protect passwords that can be guessed. This one cannot, and every connection
-                # pays.
+                # Iterations protect passwords that can be guessed. This one cannot be guessed, and iterations slow down
+                # every connection.
                 conn.execute("set local scram_iterations = 1")
-            conn.execute(sql.SQL("alter role postgres password {}").format(sql.Literal(password)))
+            # Hashed here: the server logs statements that fail.
+            verifier = conn.pgconn.encrypt_password(password.encode(), b"postgres", b"scram-sha-256").decode()
+            conn.execute(sql.SQL("alter role postgres password {}").format(sql.Literal(verifier)))
 
     def _stop(self, mode: Mode) -> bool:
         pid = self.pid
@@ -253,13 +265,13 @@ class EmbeddedPostgres:
             os.kill(pid, _SIGNALS[mode])
         if not wait_until(lambda: is_gone(pid), 60):
             raise EmbeddedDatabaseError(
-                f"the embedded database (pid {pid}) was told to stop ({mode}) and still runs after 60 s;"
+                f"the embedded database (pid {pid}) was signalled to stop ({mode}) and still runs after 60 s;"
                 " 'smart' waits until every client has gone. Stop it with mode 'fast' or 'immediate'."
             )
         return True
 
     def _answers(self, url: str) -> bool:
-        """Whether the server at `url` serves our data: another project's may have taken the port."""
+        """Return True if the server at `url` serves our data: that of another project may have taken the port."""
         import psycopg
 
         try:
@@ -287,7 +299,7 @@ class EmbeddedPostgres:
 
     @functools.cached_property
     def _socket_directory(self) -> Path:
-        if len(os.fsencode(self.data_directory)) <= _LONGEST_SOCKET_DIRECTORY:
+        if len(os.fsencode(self.data_directory)) <= _MAX_SOCKET_DIRECTORY:
             return self.data_directory
         return _SHORT_PLACE / f"pgcron-{digest(self.data_directory)}"
 
@@ -297,12 +309,15 @@ class EmbeddedPostgres:
 
     @property
     def _address(self) -> tuple[int, str] | None:
-        """Port and password. They outlive a stop and a reset, so that URLs in other terminals stay right."""
+        """Port and password. They survive a stop and a reset, so that URLs in other terminals stay valid."""
         try:
-            address = json.loads(self._address_file.read_text())
+            check_own_folder(self.home, self.home.stat())
+            address = json.loads(read_own_file(self._address_file))
             return int(address["port"]), str(address["password"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _known_address(self) -> tuple[int, str]:
         if (address := self._address) is None:
@@ -312,17 +327,15 @@ class EmbeddedPostgres:
         return address
 
     def _remember(self, port: int) -> None:
-        _, password = self._address or (port, secrets.token_hex(16))
-        draft = self._address_file.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            json.dump({"port": port, "password": password}, file)
-        draft.replace(self._address_file)
+        known = self._address
+        # A client that does not insist on SCRAM may have sent the old password to another program on the old port.
+        password = known[1] if known is not None and known[0] == port else secrets.token_hex(16)
+        write_own_file(self._address_file, json.dumps({"port": port, "password": password}))
 
     def _choose_port(self) -> int:
-        # Below the ports that systems give to outgoing connections (from 32768 on): a client that keeps
-        # trying such a port while the server is down may be given that very port, connect to itself and keep
-        # the server out.
+        # Below the ports that systems give to outgoing connections (from 32768 on): a client that keeps trying
+        # such a port while the server is down may get that port itself, connect to itself, and the server could not
+        # use it.
         first = 20_000 + int(digest(self.data_directory), 16) % 10_000
         remembered = [self._address[0]] if self._address else []
         wanted: list[int] = [*remembered, *range(first, 32_768)]
@@ -330,12 +343,17 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of this home. The kernel gives it back if we are killed."""
+        """Hold the lock of this home. The kernel releases it if we are killed."""
         import fcntl
 
         self._make_home()
-        with open(self.home / "lock", "w") as lock:
-            # Asked again and again: a blocking flock would stop every greenlet, the holder's too.
+        file = self.home / "lock"
+        try:
+            lock = open_own_file(file, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            # Polled: a blocking flock would stop every greenlet, the holder's too.
             def taken() -> bool:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -343,18 +361,23 @@ class EmbeddedPostgres:
                 return False
 
             if not wait_until(taken, 120):
-                raise EmbeddedDatabaseError(f"another process has held {lock.name!r} for 120 s; is it stuck?")
+                raise EmbeddedDatabaseError(f"another process has held {str(file)!r} for 120 s; is it stuck?")
             yield
+        finally:
+            os.close(lock)
 
     def _make_home(self) -> None:
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only where there is nothing yet: in a folder of yours this line would hide your files from git.
+            check_own_folder(self.home, self.home.stat())
+            # Only in an empty folder: in another one this line would hide the user's files from git.
             if not any(self.home.iterdir()):
                 (self.home / ".gitignore").write_text("*\n")
-            (self.home / "lock").touch(mode=0o600)
         except OSError as error:
-            raise EmbeddedDatabaseError(
-                f"cannot use {str(self.home)!r} for the embedded database: {error}. Name a folder of yours"
-                " (one made by root is root's), or set DATABASE_URL to a database you have."
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> EmbeddedDatabaseError:
+        return EmbeddedDatabaseError(
+            f"cannot use {str(self.home)!r} for the embedded database: {error}. Name a folder of yours"
+            " (one made by root is root's), or set DATABASE_URL to a database you have."
+        )

@@ -2,24 +2,22 @@
 
 It keeps nothing when the process ends. `tests/test_store.py` holds it to the contract, and a differential test drives
 it beside the real one. What the verbs do is in the room of the same name as in `pg/`; two rooms are only here:
-`declarations`, what living code declares, and `travel`, what tests ask that move the clock.
+`schedules_declarations`, what living code declares, and `upcoming`, what tests ask that move the clock.
 """
 
 from __future__ import annotations
 
-from .declarations import Declarations
-from .desk import Desk
-from .enqueue import Enqueueing
-from .exchange import Exchanging
-from .life import Living
-from .planning import Planning
-from .schedules import ScheduleDesk
-from .ticking import Ticking
-from .travel import Travelling
+from .admin import Admin
+from .jobs import Enqueueing, Pipelining
+from .schedules_admin import SchedulesAdmin
+from .schedules_declarations import Declarations
+from .schedules_planning import SchedulesPlanning
+from .upcoming import Upcoming
+from .workers import Workers
 
 
 class MemoryStore(
-    Enqueueing, Exchanging, Living, Planning, Ticking, Desk, ScheduleDesk, Declarations, Travelling
+    Enqueueing, Pipelining, Workers, SchedulesPlanning, Admin, SchedulesAdmin, Declarations, Upcoming
 ):
     """The queue in this process's memory."""
 

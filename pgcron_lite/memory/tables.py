@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from .. import job as bounds
 from ..errors import OptionError
-from ..job import FINAL, MAX_ERRORS, Job, NewJob, State, WorkerCard
+from ..job import EARLIER_ID, FINAL, MAX_ERRORS, Job, NewJob, State, WorkerCard
+from ..serialization.json_codec import MAX_SIZE, short
+
+logger = logging.getLogger(__name__)
 
 SMALLINT = 2**15
+_ALL_TAGS = bounds.MAX_TAGS * bounds.MAX_TAG
 # Between these a job may be due.
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 # Behind every id.
@@ -60,10 +66,25 @@ class Tables:
 
     def _add(self, jobs: Sequence[NewJob]) -> list[int]:
         now = self.now()
-        fresh = [_fresh(next(self._ids), new, now) for new in jobs]
+        fresh = [_fresh(self._next_id(), new, now) for new in jobs]
         for job in fresh:
             self._keep(job)
         return [job.id for job in fresh]
+
+    def mend_sequence(self) -> int:
+        """Move the ids on if they are behind those in use. Returns by how much they were."""
+        with self._lock:
+            last = next(self._ids) - 1
+            newest = max([last, *self._jobs, *self._history])
+            self._ids = itertools.count(newest + 1)
+            return newest - last
+
+    def _next_id(self) -> int:
+        """An id that is not in use."""
+        job_id = next(self._ids)
+        while job_id in self._jobs or job_id in self._history:
+            job_id = next(self._ids)
+        return job_id
 
     def _keep(self, job: Job) -> Job:
         """Write down a job that has not ended."""
@@ -95,9 +116,22 @@ class Tables:
         """Write down a job that has ended now."""
         assert job.finished_at is not None
         self._drop(job.id)
-        self._history[job.id] = job
-        bisect.insort(self._ends[job.state], (job.finished_at, job.id))
-        return job
+        earlier = self._history.get(job.id)
+        if earlier is not None and earlier.claim is not None and earlier.claim == job.claim:
+            # The very same end.
+            return earlier
+        kept = job if earlier is None else self._beside(job)
+        self._history[kept.id] = kept
+        bisect.insort(self._ends[kept.state], (job.finished_at, kept.id))
+        return kept
+
+    def _beside(self, job: Job) -> Job:
+        """`job` under a fresh id: another one that has ended is in history under its own."""
+        fresh = self._next_id()
+        logger.error(
+            "job %d has ended, and history has another job of that id: it is stored under the id %d", job.id, fresh
+        )
+        return job.changed(id=fresh, headers={**job.headers, EARLIER_ID: str(job.id)})
 
     def _erase(self, job_id: int) -> bool:
         """Take a job out of the history."""
@@ -161,12 +195,19 @@ def _check(new: NewJob, due: datetime) -> None:
     wrong = (
         "task" if not 0 < len(new.task) <= 200
         else "queue" if not 0 < len(new.queue) <= 100
-        else "priority" if not -SMALLINT <= new.priority < SMALLINT
+        else "priority" if not bounds.LOWEST_PRIORITY <= new.priority <= bounds.HIGHEST_PRIORITY
         else "max_attempts" if not 1 <= new.max_attempts < SMALLINT
-        else "max_crashes" if not 1 <= new.max_crashes < SMALLINT
-        else "args" if new.args.lstrip()[:1] not in ("{", "[")
+        else "max_crashes" if not 1 <= new.max_crashes <= bounds.CRASHES_LIMIT
+        else "args" if new.args.lstrip()[:1] not in ("{", "[") or len(new.args.encode()) > MAX_SIZE
+        else "headers" if _headers_size(new.headers) > bounds.MAX_HEADERS_SIZE
+        else "tags" if len(new.tags) > bounds.MAX_TAGS or len("".join(new.tags)) > _ALL_TAGS
         else "execute_after" if not EARLIEST <= due <= LATEST
         else None
     )  # fmt: skip
     if wrong is not None:
-        raise OptionError(f"a job with {wrong}={getattr(new, wrong)!r} cannot be stored")
+        raise OptionError(f"a job with {wrong}={short(getattr(new, wrong))} cannot be stored")
+
+
+def _headers_size(headers: Mapping[str, str]) -> int:
+    """The size in bytes of `headers` as jsonb."""
+    return 8 + sum(8 + len(name.encode()) + len(text.encode()) for name, text in headers.items())

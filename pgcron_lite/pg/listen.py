@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import secrets
 import threading
 from collections.abc import Callable
@@ -18,15 +19,17 @@ import psycopg
 from psycopg import sql
 
 from ..clock import monotonic
-from ..errors import DatabaseUnavailable, PgCronError
-from .address import Address
-from .link import Link
+from ..errors import DatabaseUnavailable, LoginRefused, PgCronError
+from .bounded_connection import within
+from .connection import Connection
+from .url import DatabaseUrl
 
 logger = logging.getLogger(__name__)
 
-# How long our own notice may take, and how often it is sent; how long a connection attempt may take.
+# How long our own notice may take, and how often it is sent; how long a connection attempt may take (See
+# `bounded_connection`).
 PROOF_SECONDS, PROOF_EVERY, DIAL_SECONDS = 2.0, 30.0, 15.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+FIRST_PAUSE, MAX_PAUSE, MAX_PAUSE_REFUSED = 0.2, 1.0, 5.0
 # Behind a pooler another try is made seldom: what is between us and the server may have changed.
 DEAF_PAUSE = 300.0
 
@@ -38,7 +41,7 @@ class Listener:
 
     def __init__(
         self,
-        address: Address,
+        address: DatabaseUrl,
         schema: str,
         send: Callable[[str], None],
         tell: Callable[[], None] = lambda: None,
@@ -55,7 +58,7 @@ class Listener:
         self._next_try = 0.0
         self._pause = FIRST_PAUSE
         self._dial: Dial | None = None
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._said_down = self._said_deaf = False
 
     @property
@@ -66,15 +69,15 @@ class Listener:
     @property
     def busy_seconds(self) -> float:
         """How long the statement under way has taken so far."""
-        link = self._link
-        since = link.busy_since if link is not None else None
+        connection = self._link
+        since = connection.busy_since if connection is not None else None
         return 0.0 if since is None else monotonic() - since
 
     def cut(self) -> None:
         """End a statement that hangs, from another thread."""
-        link = self._link
-        if link is not None:
-            link.cut()
+        connection = self._link
+        if connection is not None:
+            connection.cut()
 
     def fileno(self) -> int | None:
         """What to watch while asleep; None when there is nothing."""
@@ -89,15 +92,17 @@ class Listener:
         if self.condition in ("down", "deaf"):
             if now < self._next_try:
                 return False, self._next_try - now
-            self._dial = Dial(Link(self._address, self._schema, hears=True), self._proof, self._tell)
+            self._dial = Dial(Connection(self._address, self._schema, hears=True), self._proof, self._tell)
             self.condition = "dialing"
         if self.condition == "dialing":
             return self._answered(now)
         rung = self._drain()
+        if self.condition == "unproven" and self._is_overdue:
+            rung = self._ask_the_server() or rung
         self._ask_for_proof()
         return rung, self._until_next_look()
 
-    def lent(self) -> Link | None:
+    def lent(self) -> Connection | None:
         """The connection, for who turns the listener and is not waiting for the bell; None if it is not sure."""
         return self._link if self.is_live and self._link is not None and self._link.is_ours else None
 
@@ -126,7 +131,7 @@ class Listener:
         elif dial.error is not None:
             self._fell(dial.error)
         else:
-            self._dial, self._link = None, dial.link
+            self._dial, self._link = None, dial.connection
             self.condition, self._prove_at = "unproven", 0.0
             self._ask_for_proof()
             return True, self._until_next_look()
@@ -148,12 +153,30 @@ class Listener:
             self._fell(error)
         return rung
 
+    @property
+    def _is_overdue(self) -> bool:
+        return self._proof_due is not None and monotonic() >= self._proof_due
+
+    def _ask_the_server(self) -> bool:
+        """Find out whether the server answers at all, before a missing notice is taken for the work of a pooler.
+
+        The notices it has for us arrive before its answer. Returns whether the bell was rung.
+        """
+        assert self._link is not None
+        try:
+            with within(PROOF_SECONDS):
+                self._link.alone("select")
+        except PgCronError as error:
+            self._fell(error)
+            return False
+        return self._drain()
+
     def _ask_for_proof(self) -> None:
         """Send ourselves a notice when it is time, and draw the conclusion when it does not come."""
         if self.condition not in ("unproven", "live"):
             return
         now = monotonic()
-        if self._proof_due is not None and now >= self._proof_due:
+        if self._is_overdue:
             if self.condition == "unproven":
                 self._give_up()
             else:
@@ -187,25 +210,27 @@ class Listener:
                 " set PGCRON_DIRECT_URL to a URL that goes to the server itself."
             )
         self._said_deaf = True
-        link, self._link = self._link, None
-        if link is not None:
-            threading.Thread(target=self._hang_up, args=[link], name="pgcron-listener", daemon=True).start()
+        connection, self._link = self._link, None
+        if connection is not None:
+            threading.Thread(target=self._hang_up, args=[connection], name="pgcron-listener", daemon=True).start()
         self.rest(DEAF_PAUSE)
         self.condition = "deaf"
 
-    def _hang_up(self, link: Link) -> None:
+    def _hang_up(self, connection: Connection) -> None:
         """Take LISTEN back before closing: the pooler gives the session to others next."""
         with contextlib.suppress(PgCronError):
-            link.alone("unlisten pgcron")
-            link.alone(sql.SQL("unlisten {}").format(sql.Identifier(self._proof)))
-        link.close()
+            connection.alone("unlisten pgcron")
+            connection.alone(sql.SQL("unlisten {}").format(sql.Identifier(self._proof)))
+        connection.close()
 
     def _fell(self, why: object) -> None:
         if not self._said_down:
             logger.warning("not listening, polling until that works again: %s", " ".join(str(why).split()))
         self._said_down = True
-        self.rest(self._pause)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self.rest(self._pause * random.uniform(0.5, 1.0))
+        # A refused login is repeated at longer intervals: whoever counts them locks us out.
+        longest = MAX_PAUSE_REFUSED if isinstance(why, LoginRefused) else MAX_PAUSE
+        self._pause = min(self._pause * 2, longest)
 
     def _until_next_look(self) -> float:
         moments = {"live": self._prove_at, "unproven": 0.0}
@@ -216,8 +241,8 @@ class Listener:
 class Dial:
     """One attempt to connect and LISTEN, in a thread of its own."""
 
-    def __init__(self, link: Link, proof: str, tell: Callable[[], None]) -> None:
-        self.link = link
+    def __init__(self, connection: Connection, proof: str, tell: Callable[[], None]) -> None:
+        self.connection = connection
         self.error: BaseException | None = None
         self.is_over = False
         self.deadline = monotonic() + DIAL_SECONDS
@@ -233,17 +258,17 @@ class Dial:
     def abandon(self) -> None:
         """Nobody waits for it any more. It closes what it opened."""
         self._abandoned = True
-        self.link.cut()
+        self.connection.cut()
         if self.is_over:
-            self.link.close()
+            self.connection.close()
 
     def _run(self) -> None:
         try:
-            self.link.alone("listen pgcron")
-            self.link.alone(sql.SQL("listen {}").format(sql.Identifier(self._proof)))
+            self.connection.alone("listen pgcron")
+            self.connection.alone(sql.SQL("listen {}").format(sql.Identifier(self._proof)))
         except BaseException as error:
             self.error = error
         self.is_over = True
         if self._abandoned or self.error is not None:
-            self.link.close()
+            self.connection.close()
         self._tell()

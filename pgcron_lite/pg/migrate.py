@@ -1,8 +1,8 @@
 """Bringing the schema up to date: numbered files, in order, each in a transaction of its own.
 
-Safe when two run at once: they take turns by an advisory lock that ends with the transaction, so it works through a
-pooler as well. A migration that cannot get its table locks within a few seconds gives up and tries again, so that it
-never stands in front of everybody else's statements.
+Safe when two run at once: they take turns by a lock that ends with the transaction, so it works through a pooler as
+well. It is a lock of the table of migrations, which only its owner can take. A migration that cannot get its table
+locks within a few seconds gives up and tries again, so that it never stands in front of everybody else's statements.
 """
 
 from __future__ import annotations
@@ -19,14 +19,29 @@ from psycopg import errors as pg_errors
 from psycopg import sql
 
 from ..clock import monotonic
+from ..config import SHARED_SCHEMAS
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, SchemaMismatch
-from .address import Address
-from .link import in_schema
+from . import ownership, sequence
+from .bounded_connection import connect
+from .connection import in_schema
+from .errors import pooled_by_statement, pools_statements
+from .url import DatabaseUrl
 
 logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 3.0
 PATIENCE_SECONDS = 60.0
+# The migration that brings what moves the sequence of ids on.
+KNOWS_THE_SEQUENCE = 5
+
+# What passes when others who hold a lock, or make the same schema, are done: there is no table to lock before.
+IN_THE_WAY: tuple[type[psycopg.Error], ...] = (
+    pg_errors.LockNotAvailable,
+    pg_errors.DeadlockDetected,
+    pg_errors.DuplicateSchema,
+    pg_errors.DuplicateFunction,
+    pg_errors.UniqueViolation,
+)
 
 STATE: LiteralString = """
     select coalesce(max(number), 0) as have, coalesce(max(oldest_code), 0) as code from pgcron.migrations
@@ -91,7 +106,7 @@ class SchemaState:
         return None
 
 
-def state(address: Address, schema: str = "pgcron") -> SchemaState:
+def state(address: DatabaseUrl, schema: str = "pgcron") -> SchemaState:
     """Look, and change nothing."""
     try:
         with _connect(address) as conn:
@@ -100,24 +115,32 @@ def state(address: Address, schema: str = "pgcron") -> SchemaState:
         raise DatabaseRefused(f"cannot read the number of schema {schema!r}: {error}") from error
 
 
-def migrate(address: Address, schema: str = "pgcron", to: int | None = None) -> list[Migration]:
+def migrate(address: DatabaseUrl, schema: str = "pgcron", to: int | None = None) -> list[Migration]:
     """Apply what is missing, up to number `to`; returns what was applied."""
     known = migrations()
+    check_name(schema)
     target = known[-1].number if to is None else to
     if target not in {m.number for m in known}:
         raise ConfigError(f"there is no migration {target}; the known ones are 1 to {known[-1].number}")
-    have = state(address, schema).have
+    found = state(address, schema)
+    have = found.have
+    if not found.is_behind and (refusal := found.refusal(schema)) is not None:
+        # It has nothing to apply, and would report a schema that it cannot work with as done.
+        raise SchemaMismatch(refusal)
     if to is not None and have > to:
         raise SchemaMismatch(f"the schema {schema!r} is at {have} already; migrations only go forward")
     applied = []
     for migration in known:
         if migration.number <= target and _apply(address, schema, migration):
             applied.append(migration)
+    if target >= KNOWS_THE_SEQUENCE:
+        _mend_sequence(address, schema)
     return applied
 
 
 def script(schema: str = "pgcron", since: int = 0) -> str:
     """The SQL that `migrate` would run on a database at number `since`, for people who apply it themselves."""
+    check_name(schema)
     parts = []
     if since == 0:
         parts.append(in_schema("create schema if not exists pgcron;", schema))
@@ -128,17 +151,25 @@ def script(schema: str = "pgcron", since: int = 0) -> str:
                 f" values ({migration.number}, '{migration.name}', {migration.oldest_code});"
             )
             begin = "begin;\nset local search_path = pg_catalog, pg_temp;"
-            parts.append("\n".join([begin, in_schema(migration.text + record, schema), "commit;"]))
+            # In each transaction: a client that goes on after an error would run the others.
+            check = in_schema(ownership.MIGRATE_CHECK, schema)
+            parts.append("\n".join([begin, check, in_schema(migration.text + record, schema), "commit;"]))
     return "\n\n".join(parts) + "\n"
 
 
-def _apply(address: Address, schema: str, migration: Migration) -> bool:
+def check_name(schema: str) -> None:
+    """Refuse a schema that others have objects in by its nature."""
+    if schema in SHARED_SCHEMAS:
+        raise ConfigError(f"the schema {schema!r} belongs to others as well; choose one of its own, such as pgcron")
+
+
+def _apply(address: DatabaseUrl, schema: str, migration: Migration) -> bool:
     """Apply one migration unless somebody else has. Waits for locks in small portions."""
     deadline = monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return _try_to_apply(address, schema, migration)
-        except (pg_errors.LockNotAvailable, pg_errors.DeadlockDetected) as error:
+        except IN_THE_WAY as error:
             if monotonic() > deadline:
                 raise DatabaseUnavailable(
                     f"migration {migration} waited {PATIENCE_SECONDS:.0f} s for a lock that others hold: {error}"
@@ -146,18 +177,39 @@ def _apply(address: Address, schema: str, migration: Migration) -> bool:
             logger.info("migration %s waits for a lock that others hold; trying again", migration)
             time.sleep(0.5)
         except psycopg.OperationalError as error:
+            if pools_statements(error):
+                raise pooled_by_statement(address) from error
             raise DatabaseUnavailable(f"migration {migration} was cut off, run it again: {error}") from error
         except psycopg.Error as error:
             raise DatabaseRefused(f"migration {migration} was refused, nothing of it has been done: {error}") from error
 
 
-def _try_to_apply(address: Address, schema: str, migration: Migration) -> bool:
+def _mend_sequence(address: DatabaseUrl, schema: str) -> None:
+    """Move a sequence of ids that is behind: whoever has restored a database runs `migrate`, and should be heard."""
+    try:
+        with _connect(address) as conn:
+            while behind := _number(conn.execute(in_schema(sequence.MEND, schema)).fetchone()):
+                sequence.warn(behind)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"the sequence of job ids could not be looked at, run it again: {error}") from error
+    except psycopg.Error as error:
+        raise DatabaseRefused(f"the sequence of job ids could not be looked at: {error}") from error
+
+
+def _number(row: object) -> int:
+    assert isinstance(row, tuple)
+    return int(row[0])
+
+
+def _try_to_apply(address: DatabaseUrl, schema: str, migration: Migration) -> bool:
     with _connect(address) as conn, conn.transaction():
         conn.execute("select set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS * 1000:.0f}"])
         conn.execute("select set_config('statement_timeout', '0', true)")
         # Defaults, constraints and the view mean the same functions whoever migrates.
         conn.execute("set local search_path = pg_catalog, pg_temp")
-        conn.execute("select pg_advisory_xact_lock(hashtextextended(%s, 7090))", [f"pgcron migrate {schema}"])
+        ownership.check(conn, in_schema(ownership.MIGRATE_REFUSAL, schema), schema)
+        if _is_begun(conn, schema):
+            conn.execute(in_schema("lock table pgcron.migrations in share update exclusive mode", schema))
         if state_on(conn, schema).have >= migration.number:
             return False
         if migration.number == 1:
@@ -184,19 +236,23 @@ def _create_schema(conn: psycopg.Connection[object], schema: str) -> None:
 
 def state_on(conn: psycopg.Connection[object], schema: str) -> SchemaState:
     """The same on a connection that is there."""
-    table = conn.execute("select to_regclass(%s)", [in_schema("pgcron.migrations", schema)]).fetchone()
-    if table == (None,):
+    ownership.check(conn, in_schema(ownership.USE_REFUSAL, schema), schema)
+    if not _is_begun(conn, schema):
         return SchemaState(0, newest(), 0)
     row = conn.execute(in_schema(STATE, schema)).fetchone()
     assert isinstance(row, tuple)
     return SchemaState(row[0], newest(), row[1])
 
 
-def _connect(address: Address) -> psycopg.Connection[object]:
-    try:
-        conn = psycopg.connect(address.conninfo, autocommit=True)
-    except psycopg.Error as error:
-        raise DatabaseUnavailable(f"cannot connect to {address}: {' '.join(str(error).split())}") from error
+def _is_begun(conn: psycopg.Connection[object], schema: str) -> bool:
+    """Return True if the first migration has been applied."""
+    table = conn.execute("select to_regclass(%s)", [in_schema("pgcron.migrations", schema)]).fetchone()
+    return table != (None,)
+
+
+def _connect(address: DatabaseUrl) -> psycopg.Connection[object]:
+    conn: psycopg.Connection[object] = connect(psycopg.Connection, address, autocommit=True)
     conn.prepare_threshold = None
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    conn.read_only = False
     return conn

@@ -15,10 +15,11 @@ from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg.adapt import Transformer
 from psycopg.generators import execute, fetch_many, pipeline_communicate, send
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
+
+from .rows import rows_of
 
 # Texts, numbers, moments and None, and lists of them: what PostgreSQL reads as Python writes it.
 Values = Mapping[str, Any]
@@ -53,14 +54,16 @@ class Prepared:
         self._statements: dict[str, Statement] = {}
         self._encoding = encoding_of(conn)
 
-    def run(self, query: LiteralString, values: Values) -> None:
-        """Run a statement whose answer, unless it is an error, says nothing."""
+    def run(self, query: LiteralString, values: Values) -> int:
+        """Run a statement of whose answer, unless it is an error, only the number of rows is of interest."""
         statement = self._statement(query)
         if statement.is_known:
             self._call(statement, values)()
-            self._check(self._conn.wait(execute(self._pgconn)))
+            results = self._conn.wait(execute(self._pgconn))
         else:
-            self._check(*self._run_together((statement, values)))
+            (results,) = self._run_together((statement, values))
+        self._check(results)
+        return results[-1].command_tuples or 0
 
     @contextmanager
     def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
@@ -79,11 +82,13 @@ class Prepared:
         self._check(results)
         answer.count, answer.rows = results[-1].ntuples, self._reader(results[-1])
 
-    def run_then(self, query: LiteralString, values: Values, then: LiteralString) -> psycopg.Error | None:
+    def run_then(
+        self, query: LiteralString, values: Values, then: LiteralString
+    ) -> tuple[int, psycopg.Error | None]:
         """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
         first, second = self._run_together((self._statement(query), values), (self._statement(then), {}))
         self._check(first)
-        return self._refusal(second)
+        return first[-1].command_tuples or 0, self._refusal(second)
 
     def _statement(self, query: LiteralString) -> Statement:
         known = self._statements.get(query)
@@ -100,9 +105,13 @@ class Prepared:
         return partial(self._pgconn.send_query_prepared, statement.name, texts, result_format=Format.BINARY)
 
     def _texts(self, statement: Statement, values: Values) -> list[bytes | None]:
-        given = [values[name] for name in statement.parameters]
-        texts = [None if value is None else _written(value).encode(self._encoding) for value in given]
-        if b"\0" in b"".join(text for text in texts if text):
+        encoding = self._encoding
+        texts = [
+            None if (value := values[name]) is None
+            else (value if value.__class__ is str else _written(value)).encode(encoding)
+            for name in statement.parameters
+        ]
+        if b"\0" in b"".join(filter(None, texts)):
             # It would be taken for the end of the text.
             raise psycopg.DataError("PostgreSQL cannot store a NUL character in a text")
         return texts
@@ -138,9 +147,7 @@ class Prepared:
 
     def _reader(self, result: PGresult) -> Callable[[], list[tuple[Any, ...]]]:
         """Decodes the rows when it is called. The connection, which tells how, may be closed by then."""
-        reader = Transformer(self._conn)
-        reader.set_pgresult(result)
-        return lambda: reader.load_rows(0, result.ntuples, tuple)
+        return rows_of(self._conn, result)
 
     def _check(self, results: Iterable[PGresult]) -> None:
         if error := self._refusal(results):

@@ -4,9 +4,84 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from psycopg import Connection, DataError
+from psycopg.abc import Transformer as Reader
+from psycopg.adapt import Transformer
+from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
+
 from ..job import Job, Outcome
+
+# What stands for a moment that Python has no date for, infinity among them: far from every other, and not at the very
+# end, so that it can be converted to any time zone.
+FAR_PAST, FAR_FUTURE = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+
+_TEXT, _TIMESTAMPTZ, _JSON, _JSONB = 25, 1184, 114, 3802
+
+# What decoding raises about a value: a moment out of range, text in another encoding, JSON that is none.
+_UNREADABLE = (DataError, ValueError, OverflowError)
+
+Row = Any
+MakeRow = Callable[[Sequence[Any]], Row]
+
+
+def rows_of(conn: Connection[Any], result: PGresult, make_row: MakeRow = tuple) -> Callable[[], list[Row]]:
+    """Decode the rows of `result` when called, which may be after `conn` was closed.
+
+    A row that cannot be decoded comes with a `flaw`, which says why, and does not fail the others.
+    """
+    reader = Transformer(conn)
+    reader.set_pgresult(result)
+
+    def rows() -> list[Row]:
+        try:
+            return reader.load_rows(0, result.ntuples, make_row)
+        except _UNREADABLE:
+            return [_read_row(reader, result, number, make_row) for number in range(result.ntuples)]
+
+    return rows
+
+
+def _read_row(reader: Reader, result: PGresult, number: int, make_row: MakeRow) -> Row:
+    try:
+        return reader.load_row(number, make_row)
+    except _UNREADABLE:
+        return _flawed_row(reader, result, number, make_row)
+
+
+def _flawed_row(reader: Reader, result: PGresult, number: int, make_row: MakeRow) -> Row:
+    """The values that can be decoded, something near the others, and in `flaw` which those are."""
+    values, flaws = [], []
+    for column in range(result.nfields):
+        data = result.get_value(number, column)
+        oid, form = result.ftype(column), Format(result.fformat(column))
+        try:
+            values.append(None if data is None else reader.get_loader(oid, form).load(data))
+        except _UNREADABLE as error:
+            assert data is not None
+            values.append(_near(oid, form, data))
+            flaws.append(f"{(result.fname(column) or b'?').decode()}: {' '.join(str(error).split())}")
+    plain = make_row(values)
+    return type("FlawedRow", (type(plain),), {"flaw": "; ".join(flaws)})(*_as_given(plain, values))
+
+
+def _as_given(plain: Row, values: Sequence[Any]) -> Sequence[Any]:
+    # A named tuple is made of its values one by one.
+    return values if hasattr(plain, "_fields") else [values]
+
+
+def _near(oid: int, form: Format, data: bytes) -> Any:
+    if oid == _TIMESTAMPTZ:
+        if form == Format.BINARY:
+            return FAR_PAST if data[0] & 0x80 else FAR_FUTURE
+        return FAR_PAST if data.startswith(b"-") or data.endswith(b"BC") else FAR_FUTURE
+    if oid == _TEXT:
+        return bytes(data).decode("utf-8", "backslashreplace")
+    return None
 
 
 def as_job(row: Any) -> Job:
@@ -18,8 +93,8 @@ def as_job(row: Any) -> Job:
         priority=row.priority,
         state=row.state,
         args=row.args,
-        headers=row.headers,
-        tags=tuple(row.tags),
+        headers=row.headers or {},
+        tags=_words(row.tags),
         execute_after=row.execute_after,
         attempt=row.attempt,
         max_attempts=row.max_attempts,
@@ -30,9 +105,10 @@ def as_job(row: Any) -> Job:
         worker=row.worker,
         created_at=row.created_at,
         claimed_at=row.claimed_at,
-        errors=tuple(row.errors),
+        errors=tuple(row.errors or ()),
         finished_at=getattr(row, "finished_at", None),
         result=getattr(row, "result", None),
+        flaw=getattr(row, "flaw", None),
     )
 
 
@@ -44,10 +120,21 @@ def as_claimed(row: tuple[Any, ...], claim: uuid.UUID, worker: uuid.UUID) -> Job
     (job_id, task, queue, priority, args, headers, tags, execute_after, attempt, max_attempts, crashes, max_crashes,
      alone, created_at, claimed_at, errors, _) = row  # fmt: skip
     return Job(
-        job_id, task, queue, priority, "running", args, headers or {}, tuple(tags) if tags else (), execute_after,
+        job_id, task, queue, priority, "running", args, headers or {}, _words(tags) if tags else (), execute_after,
         attempt, max_attempts, crashes, max_crashes, alone, claim, worker, created_at, claimed_at,
-        tuple(errors) if errors else (),
+        tuple(errors) if errors else (), None, None, getattr(row, "flaw", None),
     )  # fmt: skip
+
+
+def _words(tags: Sequence[Any] | None) -> tuple[str, ...]:
+    """Tags as words, also those of an array that holds arrays or nulls."""
+    words: list[str] = []
+    for tag in tags or ():
+        if isinstance(tag, list):
+            words += _words(tag)
+        elif tag is not None:
+            words.append(tag)
+    return tuple(words)
 
 
 def as_json(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 The same verbs as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running job
 names its id and its claim; nothing changed is an answer, not an error. The statements live in the room of their
-verb: `enqueue`, `claim`, `settle`, `exchange`, `life`, `planning` and `ticking`, and `desk` and `schedules` for
-what people ask.
+verb: `enqueue`, `claim`, `settle`, `pipeline`, `workers`, `schedules_planning` and `schedules_ticks`, and `admin` and
+`schedules_admin` for what people ask.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Callable
 
 from ..errors import SchemaMismatch
 from . import migrate
-from .desk import Desk
+from .admin import Admin
 from .enqueue import Enqueueing
-from .exchange import Exchanging
-from .life import Living
 from .listen import Listener
-from .planning import Planning
-from .schedules import ScheduleDesk
-from .ticking import Ticking
+from .pipeline import Pipelining
+from .schedules_admin import SchedulesAdmin
+from .schedules_planning import SchedulesPlanning
+from .workers import Workers
 
 
-class PostgresStore(Enqueueing, Exchanging, Living, Planning, Ticking, Desk, ScheduleDesk):
+class PostgresStore(Enqueueing, Pipelining, Workers, SchedulesPlanning, Admin, SchedulesAdmin):
     """The queue in a PostgreSQL database. Connects on first use; threads may share it."""
 
     def open_bell(self, tell: Callable[[], None]) -> Listener:

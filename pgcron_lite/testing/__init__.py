@@ -1,10 +1,9 @@
-"""Testing what an app does with its jobs and schedules: `with app.testing() as t:`, and the pytest plugin.
+"""Test support for apps with jobs and schedules: `with app.testing() as t:`, and the pytest plugin.
 
-`stage` is what a test can do in the `block`. There one worker after the other fills a `post`, a `crank` turns it, its
-slots run jobs `here`, and `turns` are taken by the threads that may. The `timeline` keeps the time, the `outlook`
-knows what happens next, and `passage` goes there. A test asks by `names`, sees each `run`, and is told which job that
-it `wanted` is missing and which `obstacle` one has met. `commits` notices the end of your transactions, `databases`
-makes real ones. Nothing is loaded before it is asked for: pytest imports the `plugin` in every run, of whatever tests.
+Tests use the `harness`; a `session` is one block of it. The `driver` steps the worker and moves the `clock`;
+`inline_slots` run jobs in the calling thread. A `run_record` is one attempt as tests see it; `explain` writes the
+messages of failed assertions. `after_commit` detects the end of the caller's transactions, `databases` creates real
+databases. Modules are imported on first use, as pytest imports the `plugin` in every run.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .run import Run as Run
-    from .stage import Stage as Stage
+    from .harness import Harness as Harness
+    from .run_record import RunRecord as RunRecord
 
-_HOMES = {"Run": "run", "Stage": "stage"}
+_HOMES = {"Harness": "harness", "RunRecord": "run_record"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Real databases for tests: a PostgreSQL server for as long as the tests run, and a fresh copy of our schema for each.
+"""Real databases for tests: a PostgreSQL server while the tests run, and a fresh copy of our schema for each test.
 
-The server is the embedded one. It ends with its tests however they end, for a process beside them watches.
+The server is the embedded one. It ends with its tests, however they end: a guard process watches them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from ..embedded import EmbeddedPostgres
 
-# Data may be lost when the machine dies, and then the tests are over as well.
+# Data may be lost when the machine crashes, which ends the tests anyway.
 _FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "100"}
 
-# Deletes the cluster when our end of its input closes, which the system does for us if we are killed.
+# Deletes the cluster when our end of its stdin closes. The kernel closes it too if this process is killed.
 _GUARD = """
 import sys
 from pgcron_lite.embedded import EmbeddedPostgres
@@ -30,11 +30,11 @@ EmbeddedPostgres(sys.argv[1]).reset()
 
 @contextlib.contextmanager
 def server(home: Path) -> Iterator[EmbeddedPostgres]:
-    """A running server in the folder `home`, until the end of the block."""
+    """Run a server in the folder `home` until the end of the block."""
     embedded = EmbeddedPostgres(home, settings=_FAST)
     package = str(Path(__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))}
-    # A session of its own: Ctrl-C is for the tests.
+    # In another session, so that Ctrl-C reaches only the tests.
     guard = subprocess.Popen(
         [sys.executable, "-c", _GUARD, str(embedded.home)], stdin=subprocess.PIPE, env=env, start_new_session=True
     )
@@ -46,7 +46,7 @@ def server(home: Path) -> Iterator[EmbeddedPostgres]:
 
 
 class Databases:
-    """Makes databases on one server, and drops them."""
+    """A factory for databases on one server."""
 
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
@@ -55,13 +55,13 @@ class Databases:
         self._conn: Any = None
 
     def create(self, schema: str = "pgcron") -> str:
-        """The URL of a fresh database with our tables in `schema`."""
+        """Create a database with our tables in `schema`, and return its URL."""
         if schema not in self._templates:
             self._templates[schema] = self._migrated(schema)
         return self._copy(self._templates[schema])
 
     def drop(self, url: str) -> None:
-        """Drop a database, whoever is still connected to it."""
+        """Drop a database, even if clients are still connected to it."""
         from psycopg import sql
 
         self._execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(_name(url))))
@@ -71,11 +71,11 @@ class Databases:
             self._conn.close()
 
     def _migrated(self, schema: str) -> str:
-        from ..pg.address import address
         from ..pg.migrate import migrate
+        from ..pg.url import parse_url
 
         url = self._copy("template0")
-        migrate(address(url, application="pgcron testing"), schema)
+        migrate(parse_url(url, application="pgcron testing"), schema)
         return _name(url)
 
     def _copy(self, template: str) -> str:
@@ -87,7 +87,8 @@ class Databases:
             # Copying the files takes 10 ms here, writing every page to the log takes 60.
             statement += sql.SQL(" strategy file_copy")
         self._execute(statement)
-        return self._server.url.removesuffix("postgres") + name
+        # Without the options of the URL: they are libpq's, and tests may use a driver that does not know them.
+        return self._server.url.partition("?")[0].removesuffix("postgres") + name
 
     def _execute(self, statement: Any) -> None:
         import psycopg

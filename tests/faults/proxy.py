@@ -38,6 +38,10 @@ class Proxy:
         self.bytes_left: int | None = None
         # A client that sends this is not answered any more.
         self.swallow_from: bytes | None = None
+        # What the first client that sends this has sent, and what it sends later, arrives when it is let go.
+        self.hold_from: bytes | None = None
+        self.is_holding = threading.Event()
+        self._let_go = threading.Event()
         self.accept()
         self.port = self._listening_port()
         credentials, at, _ = parts.netloc.rpartition("@")
@@ -66,6 +70,17 @@ class Proxy:
         """The other end is gone without a word, for the connections there are: half-open. New ones work."""
         for pair in self._all():
             pair.swallows = True
+
+    def let_go(self) -> None:
+        """What was held back arrives, and then the end of its connection, if the client has closed it."""
+        self._let_go.set()
+
+    def hold(self, chunk: bytes) -> None:
+        """Wait with a chunk that is to be held back."""
+        if self.hold_from is not None and self.hold_from in chunk:
+            self.hold_from = None
+            self.is_holding.set()
+            self._let_go.wait()
 
     def reset(self) -> None:
         """Every connection ends with an RST."""
@@ -100,6 +115,7 @@ class Proxy:
     def close(self) -> None:
         self.refuse()
         self.thaw()
+        self.let_go()
         for pair in self._all():
             pair.join()
 
@@ -176,6 +192,7 @@ class _Pair:
                 if sink is self._client and not self._to_client(chunk):
                     return self.reset()
                 if sink is self._server:
+                    self._proxy.hold(chunk)
                     sink.sendall(chunk)
         except OSError:
             pass

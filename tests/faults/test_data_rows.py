@@ -10,7 +10,7 @@ import pytest
 
 from pgcron_lite import JobFailed, PgCron, WaitTimeout
 from pgcron_lite.errors import OptionError, PayloadError, UnknownJob
-from pgcron_lite.process import run_worker
+from pgcron_lite.worker.process import run_worker
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_numbers_come_back_as_they_were(app: PgCron, url: str | None) -> None:
     handle = task.delay(values)
     drain(here)
 
-    assert repr(handle.wait(timeout=1)) == repr(values)
+    assert repr(handle.result(timeout=1)) == repr(values)
 
 
 @pytest.mark.row(118)
@@ -96,7 +96,7 @@ def test_an_undecodable_payload_fails_alone(app: PgCron, args: str) -> None:
 
     drain(app)
 
-    assert [handle.wait(timeout=1) for handle in good] == [0, 1, 2, 3, 4]
+    assert [handle.result(timeout=1) for handle in good] == [0, 1, 2, 3, 4]
     job = app.handle(bad).job()
     assert (job.state, job.attempt) == ("failed", 1)
     assert "payload" in (job.error or "")
@@ -155,11 +155,11 @@ def test_two_generations_side_by_side_each_run_what_they_know(app: PgCron) -> No
     old_job, new_job = app.tasks["echo"].delay("old"), shout.delay("new")
 
     drain(app)
-    states = old_job.state, new_job.state
+    states = old_job.state(), new_job.state()
     drain(newer)
 
     assert states == ("done", "queued")
-    assert new_job.wait(timeout=1) == "NEW"
+    assert new_job.result(timeout=1) == "NEW"
     newer.close()
 
 
@@ -170,7 +170,7 @@ def upper(text: str) -> str:
 @pytest.mark.row(134)
 def test_waiting_for_a_job_that_is_not_kept_does_not_hang(app: PgCron) -> None:
     with pytest.raises(UnknownJob, match="#4711"):
-        app.handle(4711).wait(timeout=5)
+        app.handle(4711).result(timeout=5)
 
 
 @pytest.mark.row(134)
@@ -178,9 +178,9 @@ def test_waiting_gives_up_and_the_job_goes_on(app: PgCron) -> None:
     handle = app.tasks["echo"].options(execute_after="1h").delay(1)
 
     with pytest.raises(WaitTimeout):
-        handle.wait(timeout=0.05)
+        handle.result(timeout=0.05)
 
-    assert handle.state == "queued"
+    assert handle.state() == "queued"
 
 
 @pytest.mark.row(135)
@@ -190,7 +190,7 @@ def test_retention_under_a_waiting_caller_is_an_answer_and_no_crash(app: PgCron)
 
     def wait() -> None:
         try:
-            handle.wait(timeout=10)
+            handle.result(timeout=10)
         except BaseException as error:
             seen.append(error)
 
@@ -212,7 +212,7 @@ def test_retention_goes_in_bounded_batches_by_age_and_state(app: PgCron) -> None
     batches = [app.store.prune(timedelta(days=7), timedelta(days=30), limit=10) for _ in range(4)]
 
     assert batches == [10, 10, 5, 0]
-    assert failed.state == "failed"
+    assert failed.state() == "failed"
     with pytest.raises(UnknownJob):
         done[0].job()
 
@@ -242,7 +242,7 @@ def test_cancel_races_with_claim_and_exactly_one_wins(app: PgCron) -> None:
     drain(app)
     racing.join()
 
-    states = [h.state for h in reversed(handles)]
+    states = [h.state() for h in reversed(handles)]
     assert [state == "cancelled" for state in states] == cancelled
     assert set(states) <= {"done", "cancelled"}
 
@@ -262,7 +262,7 @@ def test_a_failed_job_is_retried_by_hand_under_its_own_id(app: PgCron) -> None:
     handle = app.tasks["explode"].delay()
     drain(app)
     with pytest.raises(JobFailed, match="ValueError: boom"):
-        handle.wait(timeout=1)
+        handle.result(timeout=1)
 
     assert handle.retry()
     again = handle.job()

@@ -107,6 +107,7 @@ def test_a_job_that_forks_leaves_its_parent_and_the_parents_connections_alone(
     queue: Queue, workers: Workers, audit: Audit, how: str, gevent: bool
 ) -> None:
     worker = workers.start(gevent=gevent, env=SLOW)
+    before = worker.children()
 
     job = queue.enqueue("fork", how=how)
 
@@ -114,7 +115,7 @@ def test_a_job_that_forks_leaves_its_parent_and_the_parents_connections_alone(
     expected = {"sys.exit": 3 << 8, "raise": 1 << 8, "wait for SIGTERM": int(signal.SIGTERM)}
     assert int(ended.result.strip('"')) == expected.get(how, 0)
     assert audit.of(job) == ["queued", "running", "done"]
-    assert worker.children() == []
+    assert worker.children() == before
     queue.until(queue.enqueue("nap"), "done")
     assert "not available" not in worker.log
     assert worker.stop() == 0
@@ -273,10 +274,10 @@ def test_a_greenlet_killed_in_a_statement_leaves_no_stuck_connection_to_others(q
         import os, time
         import gevent
         from pgcron_lite.errors import DatabaseUnavailable
-        from pgcron_lite.pg.address import address
-        from pgcron_lite.pg.link import Link
+        from pgcron_lite.pg.url import parse_url
+        from pgcron_lite.pg.connection import Connection
 
-        link = Link(address(os.environ["PGCRON_DATABASE_URL"], application="killed"), "pgcron")
+        link = Connection(parse_url(os.environ["PGCRON_DATABASE_URL"], application="killed"), "pgcron")
         before = link.rows("select pg_backend_pid() as pid")[0].pid
 
         # Killed in the middle of a statement: the connection is not used again.
@@ -321,8 +322,37 @@ def test_a_worker_whose_heart_dies_finishes_what_it_has_and_ends_with_1(
     job = queue.enqueue("stop_the_heart")
 
     assert worker.exit_code() == 1
-    assert "the heart stopped" in worker.log
+    assert "the heartbeat stopped" in worker.log
     assert audit.of(job) == ["queued", "running", "done"]
+    assert queue.workers() == {}
+
+
+@pytest.mark.row(38)
+@both_kinds
+def test_an_exception_thrown_into_every_thread_ends_a_worker_in_order(
+    queue: Queue, workers: Workers, audit: Audit, gevent: bool
+) -> None:
+    # The grace is longer than the time after which the watchdog ends a process without a pulse.
+    worker = workers.start(gevent=gevent, grace="20s")
+    long = queue.enqueue("nap", seconds=10)
+    queue.begun(long)
+
+    job = queue.enqueue("throw_into_all_threads")
+    queue.until(job, "done")
+
+    def has_hit() -> bool:
+        if "the heartbeat stopped" in worker.log and "the guard of this worker's statements failed" in worker.log:
+            return True
+        # One that is thrown into a callback of gevent's hub ends there, and the thread goes on.
+        queue.until(queue.enqueue("throw_into_all_threads"), "done", "queued")
+        return False
+
+    eventually(has_hit, PATIENCE)
+    assert worker.exit_code() == 1
+    assert "the heartbeat stopped" in worker.log
+    assert "the guard of this worker's statements failed, and goes on" in worker.log
+    assert "could run no Python" not in worker.log
+    assert queue.state(job) == "done"
     assert queue.workers() == {}
 
 

@@ -19,9 +19,9 @@ from pgcron_lite import PgCron
 from pgcron_lite.embedded import EmbeddedPostgres
 from pgcron_lite.errors import DatabaseUnavailable
 from pgcron_lite.job import NewJob
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.migrate import migrate
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.pg.url import parse_url
 
 LONG_POLL = {"PGCRON_LEASE": "60s", "PGCRON_POLL": "60s"}
 
@@ -33,7 +33,7 @@ def small_server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         pytest.skip("the size of the notify queue can be set since PostgreSQL 17")
     # The least that the server allows: half a megabyte for all notices of all databases.
     with server(tmp_path / "postgres", max_notify_queue_pages="64") as small:
-        migrate(address(small.url, application="pgcron tests"))
+        migrate(parse_url(small.url, application="pgcron tests"))
         yield small
 
 
@@ -175,7 +175,7 @@ def test_a_ring_heals_a_queue_that_stayed_full_after_its_cause_was_gone(small_se
     url = small_server.url
     clogged = CloggedQueue(url)
     clogged.clear()
-    store = PostgresStore(address(url, application="pgcron test"))
+    store = PostgresStore(parse_url(url, application="pgcron test"))
 
     store.ring()
 
@@ -186,7 +186,7 @@ def test_a_ring_heals_a_queue_that_stayed_full_after_its_cause_was_gone(small_se
 @pytest.mark.row(106)
 def test_a_proof_that_cannot_be_sent_is_no_proof_of_a_pooler(small_server: EmbeddedPostgres) -> None:
     clogged = CloggedQueue(small_server.url)
-    store = PostgresStore(address(small_server.url, application="pgcron test"))
+    store = PostgresStore(parse_url(small_server.url, application="pgcron test"))
 
     with pytest.raises(DatabaseUnavailable, match="notify queue"):
         store.notify("somebody")
@@ -198,8 +198,8 @@ def test_a_proof_that_cannot_be_sent_is_no_proof_of_a_pooler(small_server: Embed
 @pytest.mark.row(111)
 def test_notices_of_ours_fit_into_what_a_channel_and_a_payload_may_hold(pg_url: str) -> None:
     schema = "a" * 40
-    migrate(address(pg_url, application="pgcron tests"), schema)
-    store = PostgresStore(address(pg_url, application="pgcron test"), schema)
+    migrate(parse_url(pg_url, application="pgcron tests"), schema)
+    store = PostgresStore(parse_url(pg_url, application="pgcron test"), schema)
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute(sql.SQL("listen {}").format(sql.Identifier(schema)))
 

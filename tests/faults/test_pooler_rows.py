@@ -5,6 +5,7 @@ pooler.
 """
 
 import signal
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,17 +15,20 @@ from typing import Any
 import psycopg
 import pytest
 from clock import Clock
+from commands import command, environment
 from pgbouncer import PgBouncer, pgbouncer
 from support import eventually
 from test_connection_rows import impatient_program
 from test_store import *  # noqa: F403
 from workers import QUICK, SLOW, Queue, Workers
 
-from pgcron_lite.errors import DatabaseUnavailable
+from pgcron_lite import PgCron
+from pgcron_lite.cli import MISFIT
+from pgcron_lite.errors import ConfigError, DatabaseUnavailable
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
-from pgcron_lite.pg.address import address
-from pgcron_lite.pg.link import Link
+from pgcron_lite.pg.connection import Connection
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.pg.url import parse_url
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def store(session_bouncer: PgBouncer, pg_url: str, clock: Clock) -> Iterator[Pos
     """The store of the contract tests."""
     clock.rule(pg_url)
     pooled = pooled_url(session_bouncer, pg_url)
-    store = PostgresStore(address(pooled, application="pooled"), direct=address(pg_url, application="direct"))
+    store = PostgresStore(parse_url(pooled, application="pooled"), direct=parse_url(pg_url, application="direct"))
     yield store
     store.close()
     clock.release()
@@ -57,7 +61,55 @@ def pooled_url(bouncer: PgBouncer, url: str) -> str:
 
 
 def pooled_store(bouncer: PgBouncer, **options: Any) -> PostgresStore:
-    return PostgresStore(address(bouncer.url, application="pooled"), **options)
+    return PostgresStore(parse_url(bouncer.url, application="pooled"), **options)
+
+
+@pytest.fixture
+def statement_bouncer(pg_url: str) -> Iterator[PgBouncer]:
+    """A pooler that gives each statement another connection, and takes no transaction."""
+    with pgbouncer(pg_url, mode="statement") as bouncer:
+        yield bouncer
+
+
+@pytest.mark.row(58)
+def test_a_worker_behind_a_pooler_of_statements_ends_with_the_mode_that_is_needed(
+    workers: Workers, statement_bouncer: PgBouncer
+) -> None:
+    worker = workers.start(url=statement_bouncer.url, ready=False)
+
+    assert worker.exit_code() != 0
+    assert "runs with pool_mode=statement" in worker.log
+    assert "Set pool_mode=transaction (or session)" in worker.log
+
+
+@pytest.mark.row(58)
+@pytest.mark.parametrize("words", ["worker", "migrate", "jobs list", "health"])
+def test_commands_behind_a_pooler_of_statements_are_a_misconfiguration(
+    statement_bouncer: PgBouncer, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text("from pgcron_lite import PgCron\napp = PgCron()\n")
+
+    answer = subprocess.run(
+        command(*words.split()), cwd=tmp_path, env=environment(statement_bouncer.url, PGCRON_SCHEMA="other"),
+        capture_output=True, text=True, check=False, timeout=60,
+    )
+
+    assert answer.returncode == MISFIT
+    assert "runs with pool_mode=statement" in answer.stderr
+
+
+@pytest.mark.row(58)
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_enqueueing_behind_a_pooler_of_statements_is_refused_with_the_mode_that_is_needed(
+    statement_bouncer: PgBouncer, count: int
+) -> None:
+    app = PgCron("shop", url=statement_bouncer.url)
+    add = app.task(name="shop.add")(lambda: None)
+
+    with pytest.raises(ConfigError, match=r"pool_mode=statement.*Set pool_mode=transaction"):
+        add.map([()] * count)
+
+    app.close()
 
 
 DEAF = "LISTEN is accepted but nothing arrives"
@@ -101,7 +153,7 @@ def test_with_a_direct_url_the_listener_hears_and_the_rest_goes_through_the_pool
 def test_the_listener_with_a_direct_url_is_proven_by_a_notice_sent_through_the_pooler(
     bouncer: PgBouncer, pg_url: str
 ) -> None:
-    store = pooled_store(bouncer, direct=address(pg_url, application="direct"))
+    store = pooled_store(bouncer, direct=parse_url(pg_url, application="direct"))
     bell = store.open_bell(lambda: None)
     try:
         eventually(lambda: bell.step() and bell.is_live)
@@ -132,8 +184,8 @@ def test_a_killed_workers_jobs_are_rescued_through_the_pooler(
 
 @pytest.mark.row(59)
 def test_statements_are_prepared_only_where_the_server_itself_answers(bouncer: PgBouncer, pg_url: str) -> None:
-    pooled, direct = Link(address(bouncer.url, application="pooled"), "pgcron"), Link(
-        address(pg_url, application="direct"), "pgcron"
+    pooled, direct = Connection(parse_url(bouncer.url, application="pooled"), "pgcron"), Connection(
+        parse_url(pg_url, application="direct"), "pgcron"
     )
     try:
         assert pooled.connection().prepare_threshold is None
@@ -184,7 +236,7 @@ def test_nothing_of_ours_stays_behind_in_the_session_that_the_next_client_gets(p
         store.register(card)
         store.enqueue([NewJob("a", "{}")])
         store.enqueue([NewJob("b", "{}")])
-        store._insert_again([], [])
+        store._insert_again([], [], 0)
         claim = uuid.uuid4()
         jobs = store.claim(card.id, claim, ["*"], ["a"], 1)
         assert store.settle([Outcome(job.id, claim, "done") for job in jobs])

@@ -258,8 +258,9 @@ def test_a_job_that_computes_for_longer_than_the_lease_is_never_taken_away(
 def test_a_call_that_keeps_the_gil_for_longer_than_the_lease_costs_a_second_run_and_nothing_else(
     queue: Queue, workers: Workers, audit: Audit, gevent: bool
 ) -> None:
-    # No heart inside the process can beat while C code keeps the interpreter. This is what it comes to.
-    busy = workers.start(gevent=gevent)
+    # No heart inside the process can beat while C code keeps the interpreter. This is what it comes to, where the
+    # worker is not to be ended for it.
+    busy = workers.start(gevent=gevent, env={**QUICK, "PGCRON_HANG_EXIT": "no"})
     job = queue.enqueue("hold_the_gil", seconds=6)
     queue.begun(job)
     rescuer = workers.start(gevent=gevent, env={**QUICK, "PGCRON_LEASE": "1s"})

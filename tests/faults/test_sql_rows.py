@@ -20,19 +20,20 @@ from psycopg import sql
 from support import eventually
 from workers import QUICK, SLOW, Audit, Queue, Workers
 
-from pgcron_lite import PgCron, chores
+from pgcron_lite import PgCron
 from pgcron_lite.embedded import EmbeddedPostgres
 from pgcron_lite.errors import ConfigError, DatabaseUnavailable, SchemaMismatch
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.store import PostgresStore
-from pgcron_lite.start import check
-from pgcron_lite.worker import Worker
+from pgcron_lite.pg.url import parse_url
+from pgcron_lite.worker import maintenance
+from pgcron_lite.worker.loop import Worker
+from pgcron_lite.worker.maintenance import check_start
 
 
 @pytest.fixture
 def store(pg_url: str) -> Iterator[PostgresStore]:
-    store = PostgresStore(address(pg_url, application="pgcron test"))
+    store = PostgresStore(parse_url(pg_url, application="pgcron test"))
     yield store
     store.close()
 
@@ -104,7 +105,7 @@ def test_two_claims_under_a_strict_default_isolation_meet_no_serialization_failu
     pg_url: str, impose: Callable[..., None], level: str
 ) -> None:
     impose("default_transaction_isolation", level)
-    store = PostgresStore(address(pg_url, application="pgcron test"))
+    store = PostgresStore(parse_url(pg_url, application="pgcron test"))
     errors: list[BaseException] = []
     taken: list[int] = []
 
@@ -258,7 +259,7 @@ def test_a_full_disk_fails_the_enqueue_and_the_worker_waits_for_room(
         job = queue.enqueue("nap", seconds=2)
         queue.begun(job)
         filler = fill(folder.parent)
-        store = PostgresStore(address(queue.url, application="pgcron test"))
+        store = PostgresStore(parse_url(queue.url, application="pgcron test"))
 
         with pytest.raises(DatabaseUnavailable, match="No space left on device"):
             enqueue_until_it_fails(store)
@@ -323,7 +324,7 @@ class a_small_disk:
 def test_job_ids_pass_the_limits_of_smaller_numbers(app: PgCron, pg_url: str, past: int) -> None:
     with psycopg.connect(pg_url) as conn:
         conn.execute(sql.SQL("alter sequence pgcron.jobs_id_seq restart with {}").format(sql.Literal(past)))
-    store = PostgresStore(address(pg_url, application="pgcron test"))
+    store = PostgresStore(parse_url(pg_url, application="pgcron test"))
 
     ids = store.enqueue([NewJob("a", "{}")] * 5)
 
@@ -346,7 +347,7 @@ def test_where_no_triggers_fire_jobs_run_all_the_same(
 ) -> None:
     impose("session_replication_role", "replica")
     workers.start(env={"PGCRON_POLL": "1s"})
-    store = PostgresStore(address(queue.url, application="pgcron test"))
+    store = PostgresStore(parse_url(queue.url, application="pgcron test"))
 
     (job,) = store.enqueue([NewJob("fault_tasks.nap", "{}")])
 
@@ -369,7 +370,7 @@ def test_a_commit_that_waits_for_a_missing_standby_holds_no_enqueue_up_by_its_no
         # It holds the lock that every commit with a notice takes, on the whole server.
         eventually(lambda: queue.rows("select pid from pg_stat_activity where wait_event = 'SyncRep'"))
         worker = workers_of_its_own.start(env={**SLOW, "PGCRON_POLL": "1s"})
-        store = PostgresStore(address(queue.url, application="pgcron test"))
+        store = PostgresStore(parse_url(queue.url, application="pgcron test"))
         began = time.monotonic()
 
         ids = [*store.enqueue([NewJob("fault_tasks.nap", "{}")]), *store.enqueue([NewJob("fault_tasks.nap", "{}")])]
@@ -436,7 +437,7 @@ def test_a_schema_that_no_longer_fits_stops_the_claiming_until_it_fits_again(
     app: PgCron, store: PostgresStore, pg_url: str, change: str, says: str,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(chores, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(maintenance, "EVERY_SECONDS", 0.0)
     worker = worker_of(app, store)
     worker.step()
     with psycopg.connect(pg_url) as conn:
@@ -474,7 +475,7 @@ def test_a_schema_that_is_dropped_under_a_worker_is_missed_and_found_again(
 
 @pytest.mark.row(79)
 def test_an_enqueue_without_a_schema_says_what_to_type(empty_pg_url: str) -> None:
-    store = PostgresStore(address(empty_pg_url, application="pgcron test"))
+    store = PostgresStore(parse_url(empty_pg_url, application="pgcron test"))
 
     with pytest.raises(SchemaMismatch, match="Run: pgcron migrate"):
         store.enqueue([NewJob("a", "{}")])
@@ -598,10 +599,10 @@ def test_a_worker_starts_only_where_the_label_is_its_own(
             conn.execute("insert into pgcron.facts values ('environment', %s)", [label])
     try:
         if is_welcome:
-            check(app, app.store)
+            check_start(app, app.store)
         else:
             with pytest.raises(ConfigError, match=r"belongs to the environment 'production'.*Is it a copy\?"):
-                check(app, app.store)
+                check_start(app, app.store)
     finally:
         app.close()
 

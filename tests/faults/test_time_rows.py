@@ -21,14 +21,16 @@ from pgbouncer import pgbouncer
 from support import eventually
 from workers import QUICK, Queue, WorkerProcess, Workers
 
-from pgcron_lite import PgCron, plan, ticks
+from pgcron_lite import PgCron
 from pgcron_lite.errors import DatabaseUnavailable
 from pgcron_lite.job import Outcome, WorkerCard
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.store import PostgresStore
-from pgcron_lite.plan import Schedule
-from pgcron_lite.scheduler import MOST_OTHERS_TURNS, Scheduler
-from pgcron_lite.ticks import Entry, Move
+from pgcron_lite.pg.url import parse_url
+from pgcron_lite.schedules import schedule, ticks
+from pgcron_lite.schedules.schedule import Schedule
+from pgcron_lite.schedules.ticks import Entry, Move
+from pgcron_lite.worker.execute import Ended
+from pgcron_lite.worker.scheduler import MAX_OTHERS_TURNS, Scheduler
 
 PROGRAM = Path(__file__).with_name("time_tasks.py")
 SECONDS = float(os.environ.get("PGCRON_CRON_SECONDS", "15"))
@@ -103,6 +105,21 @@ def test_a_schedule_of_each_second_survives_a_death_each_second(queue: Queue, wo
         crew.append(start(workers, url=way_in))
 
     assert len(assert_each_second_once(queue)) >= SECONDS
+
+
+@pytest.mark.row(102)
+def test_runs_that_wait_for_their_turn_survive_the_deaths_of_workers(queue: Queue, workers: Workers) -> None:
+    turns = {**EACH_SECOND, "overlap": "queue"}
+    crew = [start(workers, turns) for _ in range(3)]
+    until_running(queue)
+
+    for _ in range(8):
+        time.sleep(1)
+        crew.pop(0).kill()
+        crew.append(start(workers, turns))
+
+    seen = assert_each_second_once(queue)
+    assert [t.tick for t in sorted(seen, key=lambda t: t.started_at)] == [t.tick for t in seen]
 
 
 @pytest.mark.row(85)
@@ -236,7 +253,7 @@ class Crew:
 
     def __init__(self, url: str, count: int) -> None:
         self.app = PgCron("crew", url=url)
-        self.stores = [PostgresStore(address(url, application=f"scheduler {n}"), size=1) for n in range(count)]
+        self.stores = [PostgresStore(parse_url(url, application=f"scheduler {n}"), size=1) for n in range(count)]
         self.schedulers = [Scheduler(self.app, store) for store in self.stores]
 
     def close(self) -> None:
@@ -254,7 +271,7 @@ def crew(pg_url: str, clock: Clock) -> Iterator[Crew]:
 
 
 def put(store: PostgresStore, name: str, when: str, **options: Any) -> None:
-    definition = Schedule(name, "add", plan.timing_of(when, "UTC", name=name), **options).dumps()
+    definition = Schedule(name, "add", schedule.timing_of(when, "UTC", name=name), **options).dumps()
     assert store.put_schedule(name, "crew", definition, replace=False) == "added"
 
 
@@ -287,7 +304,7 @@ def test_ten_schedulers_at_once_make_one_job_for_each_tick(
 @pytest.mark.row(86)
 def test_ten_schedulers_at_once_make_one_run_for_each_start(crew: Crew, clock: Clock) -> None:
     store = crew.stores[0]
-    warm = Schedule("warm", "add", plan.timing_of("@yearly", "UTC", name="warm"), run_on_start=True).dumps()
+    warm = Schedule("warm", "add", schedule.timing_of("@yearly", "UTC", name="warm"), run_on_start=True).dumps()
     for deploy in range(5):
         clock.advance(60)
         store.declare("crew", f"deploy {deploy}", {"warm": warm})
@@ -346,9 +363,9 @@ def test_whoever_holds_the_lock_cannot_keep_schedules_from_being_kept(crew: Crew
     with psycopg.connect(pg_url) as stranger:
         stranger.execute("select pg_advisory_xact_lock(hashtextextended('pgcron planner', 7090))")
 
-        turns = [scheduler.step() for _ in range(MOST_OTHERS_TURNS + 1)]
+        turns = [scheduler.step() for _ in range(MAX_OTHERS_TURNS + 1)]
 
-    assert turns == [False] * MOST_OTHERS_TURNS + [True]
+    assert turns == [False] * MAX_OTHERS_TURNS + [True]
 
 
 @pytest.mark.row(102)
@@ -374,7 +391,7 @@ def test_a_schedule_that_was_edited_into_nonsense_breaks_alone(
     for name in ("bad", "good"):
         put(store, name, "*/10 * * * *")
     scheduler.step()
-    nonsense = '{"task": "add", "timing": "x", "overlap": 7, "grace": "soon", "after_finish": "perhaps"}'
+    nonsense = '{"task": "add", "timing": "x", "overlap": 7, "start_within": "soon", "after_finish": "perhaps"}'
     with psycopg.connect(pg_url) as conn:
         conn.execute("update pgcron.schedules set definition = %s where name = 'bad'", [nonsense])
     clock.advance(600)
@@ -384,7 +401,7 @@ def test_a_schedule_that_was_edited_into_nonsense_breaks_alone(
     assert (len(let_in), turned_away) == (2, [])
     store.settle([Outcome(job.id, job.claim or me, "done") for job in let_in])
     for job in let_in:
-        scheduler.ended([job])
+        scheduler.written([Ended(job, Outcome(job.id, job.claim or me, "done"), 0.0)])
     clock.advance(20)
     scheduler.heed(store.look(["*"], ["add"]))
     scheduler.step()

@@ -49,7 +49,8 @@ class Queue:
                 if self._conn is None or self._conn.closed:
                     self._conn = psycopg.connect(self.url, autocommit=True, row_factory=namedtuple_row)
                 cursor = self._conn.execute(query, values)
-                return cursor.fetchall() if cursor.description else []
+                # Rows without a column are rows too.
+                return cursor.fetchall() if cursor.description is not None else []
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise
@@ -60,14 +61,15 @@ class Queue:
         self,
         task: str,
         *,
+        queue: str = "default",
         headers: dict[str, str] | None = None,
         max_attempts: int = 5,
         max_crashes: int = 3,
         **args: Any,
     ) -> int:
         job_id: int = self.rows(
-            "select pgcron.enqueue(%s, %s, headers => %s, max_attempts => %s, max_crashes => %s) as id",
-            f"fault_tasks.{task}", json.dumps(args), json.dumps(headers or {}), max_attempts, max_crashes,
+            "select pgcron.enqueue(%s, %s, queue => %s, headers => %s, max_attempts => %s, max_crashes => %s) as id",
+            f"fault_tasks.{task}", json.dumps(args), queue, json.dumps(headers or {}), max_attempts, max_crashes,
         )[0].id
         return job_id
 
@@ -136,6 +138,11 @@ class WorkerProcess:
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        return self._process.poll()
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -267,7 +274,9 @@ create table audit.moves (
 create table audit.workers (id uuid primary key, pid int not null);
 create function audit.note_worker() returns trigger language plpgsql as $$
 begin
-    insert into audit.workers values (new.id, new.pid);
+    insert into audit.workers values (new.id, new.pid)
+    -- A worker that was taken out of the table as dead registers again.
+    on conflict do nothing;
     return null;
 end
 $$;

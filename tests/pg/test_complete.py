@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from support import eventually, running
 
 from pgcron_lite import PgCron, PgCronError, current_job
-from pgcron_lite.execute import run
 from pgcron_lite.job import Job, WorkerCard
-from pgcron_lite.worker import Worker
+from pgcron_lite.worker.execute import run
+from pgcron_lite.worker.loop import Worker
 
 CARD = {"host": "here", "pid": 1, "queues": ("*",), "slots": 4, "mode": "threads", "version": "test"}
 
@@ -27,7 +27,7 @@ def app(pg_url: str) -> Iterator[PgCron]:
 
 
 @pytest.fixture
-def ledger(pg_url: str) -> Iterator[psycopg.Connection[Any]]:
+def outcomes(pg_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("create table ledger (job bigint, amount int)")
         yield conn
@@ -44,8 +44,8 @@ def claimed(app: PgCron, worker: WorkerCard) -> Job:
     return job
 
 
-def booked(ledger: psycopg.Connection[Any]) -> list[tuple[int, int]]:
-    return ledger.execute("select job, amount from ledger order by job").fetchall()
+def booked(outcomes: psycopg.Connection[Any]) -> list[tuple[int, int]]:
+    return outcomes.execute("select job, amount from ledger order by job").fetchall()
 
 
 def booking(app: PgCron, pg_url: str, then: Any = lambda: None) -> Any:
@@ -61,29 +61,29 @@ def booking(app: PgCron, pg_url: str, then: Any = lambda: None) -> Any:
     return book
 
 
-def test_the_effect_and_the_completion_are_committed_together(app, pg_url, ledger):
+def test_the_effect_and_the_completion_are_committed_together(app, pg_url, outcomes):
     handle = booking(app, pg_url).delay(5)
 
     ended = run(app, claimed(app, card()))
 
     # Before the worker has written anything.
-    assert handle.wait(timeout=0) == {"booked": 5}
-    assert booked(ledger) == [(handle.id, 5)]
+    assert handle.result(timeout=0) == {"booked": 5}
+    assert booked(outcomes) == [(handle.id, 5)]
     assert ended.outcome.state == "done"
 
 
-def test_what_the_worker_writes_afterwards_finds_its_own_completion(app, pg_url, ledger, caplog):
+def test_what_the_worker_writes_afterwards_finds_its_own_completion(app, pg_url, outcomes, caplog):
     caplog.set_level("INFO", "pgcron_lite.jobs")
     handle = booking(app, pg_url).delay(5)
 
     turn_until_ended(app, handle)
 
     assert handle.job().attempt == 1
-    assert handle.wait(timeout=0) == {"booked": 5}
+    assert handle.result(timeout=0) == {"booked": 5}
     assert [record.getMessage().split(" in ")[0] for record in caplog.records] == [f"{handle.job()} done"]
 
 
-def test_a_rollback_undoes_the_completion_and_the_job_runs_again(app, pg_url, ledger):
+def test_a_rollback_undoes_the_completion_and_the_job_runs_again(app, pg_url, outcomes):
     tries = []
 
     @app.task(name="book", backoff="1ms")
@@ -100,10 +100,10 @@ def test_a_rollback_undoes_the_completion_and_the_job_runs_again(app, pg_url, le
     turn_until_ended(app, handle)
 
     assert tries == [1, 2]
-    assert booked(ledger) == [(handle.id, 5)]
+    assert booked(outcomes) == [(handle.id, 5)]
 
 
-def test_a_worker_that_was_declared_dead_can_commit_nothing(app, pg_url, ledger):
+def test_a_worker_that_was_declared_dead_can_commit_nothing(app, pg_url, outcomes):
     """The rescued job runs under a new claim; the first runner comes back, and its transaction must not commit."""
     handle = booking(app, pg_url).delay(5)
     dead = card()
@@ -117,10 +117,10 @@ def test_a_worker_that_was_declared_dead_can_commit_nothing(app, pg_url, ledger)
     assert isinstance(late.error, PgCronError)
     assert "is no longer this worker's" in str(late.error)
     assert first.outcome.state == "done"
-    assert booked(ledger) == [(handle.id, 5)]
+    assert booked(outcomes) == [(handle.id, 5)]
 
 
-def test_a_worker_that_stalls_between_completing_and_committing_still_books_once(app, pg_url, ledger):
+def test_a_worker_that_stalls_between_completing_and_committing_still_books_once(app, pg_url, outcomes):
     """The reaper meets the row lock of the open transaction: it may not take a job that is just being completed."""
     inside, go_on = threading.Event(), threading.Event()
 
@@ -143,8 +143,8 @@ def test_a_worker_that_stalls_between_completing_and_committing_still_books_once
     thread.join(20)
 
     assert rescued == []
-    assert handle.state == "done"
-    assert booked(ledger) == [(handle.id, 5)]
+    assert handle.state() == "done"
+    assert booked(outcomes) == [(handle.id, 5)]
 
 
 def reaped(app: PgCron, dead: WorkerCard) -> list[Job]:
@@ -155,7 +155,7 @@ def reaped(app: PgCron, dead: WorkerCard) -> list[Job]:
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "after the commit"])
-def test_a_process_killed_around_the_commit_books_exactly_once(app, pg_url, ledger, moment):
+def test_a_process_killed_around_the_commit_books_exactly_once(app, pg_url, outcomes, moment):
     handle = booking(app, pg_url).delay(5)
     where = "before" if moment == "before the commit" else "after"
 
@@ -166,8 +166,8 @@ def test_a_process_killed_around_the_commit_books_exactly_once(app, pg_url, ledg
         second.terminate()
         second.wait(60)
 
-    assert handle.state == "done"
-    assert booked(ledger) == [(handle.id, 5)]
+    assert handle.state() == "done"
+    assert booked(outcomes) == [(handle.id, 5)]
 
 
 KILLED = """
@@ -192,7 +192,7 @@ app.run_worker(slots=2)
 """
 
 
-def test_a_task_that_fails_after_its_commit_stays_done(app, pg_url, ledger):
+def test_a_task_that_fails_after_its_commit_stays_done(app, pg_url, outcomes):
     """The data is there, so the job is done; running it again would book twice."""
 
     def fail() -> None:
@@ -202,11 +202,11 @@ def test_a_task_that_fails_after_its_commit_stays_done(app, pg_url, ledger):
 
     turn_until_ended(app, handle)
 
-    assert handle.state == "done"
-    assert booked(ledger) == [(handle.id, 5)]
+    assert handle.state() == "done"
+    assert booked(outcomes) == [(handle.id, 5)]
 
 
-def test_a_completion_without_a_result_gives_none(app, pg_url, ledger):
+def test_a_completion_without_a_result_gives_none(app, pg_url, outcomes):
     @app.task(name="book")
     def book() -> None:
         with psycopg.connect(pg_url) as conn:
@@ -216,10 +216,10 @@ def test_a_completion_without_a_result_gives_none(app, pg_url, ledger):
 
     run(app, claimed(app, card()))
 
-    assert handle.wait(timeout=0) is None
+    assert handle.result(timeout=0) is None
 
 
-def test_a_session_of_sqlalchemy_completes_a_job(app, pg_url, ledger):
+def test_a_session_of_sqlalchemy_completes_a_job(app, pg_url, outcomes):
     engine = sqlalchemy.create_engine(pg_url.replace("postgresql://", "postgresql+psycopg://"))
 
     @app.task(name="book")
@@ -235,11 +235,11 @@ def test_a_session_of_sqlalchemy_completes_a_job(app, pg_url, ledger):
     run(app, claimed(app, card()))
     engine.dispose()
 
-    assert handle.wait(timeout=0) == "ok"
-    assert booked(ledger) == [(handle.id, 7)]
+    assert handle.result(timeout=0) == "ok"
+    assert booked(outcomes) == [(handle.id, 7)]
 
 
-def test_completing_twice_is_refused(app, pg_url, ledger):
+def test_completing_twice_is_refused(app, pg_url, outcomes):
     @app.task(name="book")
     def book() -> None:
         with psycopg.connect(pg_url) as conn:
@@ -251,7 +251,7 @@ def test_completing_twice_is_refused(app, pg_url, ledger):
     ended = run(app, claimed(app, card()))
 
     assert "is no longer this worker's" in str(ended.error)
-    assert app.handle(ended.job.id).state == "running"
+    assert app.handle(ended.job.id).state() == "running"
 
 
 def test_outside_a_job_there_is_nothing_to_complete(pg_url):

@@ -16,21 +16,21 @@ from support import eventually, free_port
 from pgcron_lite.errors import DatabaseUnavailable
 from pgcron_lite.job import NewJob
 from pgcron_lite.pg import listen
-from pgcron_lite.pg.address import address
 from pgcron_lite.pg.listen import Listener
 from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.pg.url import parse_url
 
 
 @pytest.fixture
 def store(pg_url: str) -> Iterator[PostgresStore]:
-    store = PostgresStore(address(pg_url, application="the store"))
+    store = PostgresStore(parse_url(pg_url, application="the store"))
     yield store
     store.close()
 
 
 @contextmanager
 def a_listener(url: str, send: Callable[[str], None], schema: str = "pgcron") -> Iterator[Listener]:
-    listener = Listener(address(url, application="the listener"), schema, send)
+    listener = Listener(parse_url(url, application="the listener"), schema, send)
     try:
         yield listener
     finally:
@@ -141,7 +141,7 @@ def test_the_schema_decides_which_bell_it_hears(pg_url: str, store: PostgresStor
         listener.step()
 
         store.ring()
-        eventually(lambda: not store.links._all[0].busy_since)
+        eventually(lambda: not store.pool._all[0].busy_since)
 
         assert not has_rung(listener)
 
@@ -158,6 +158,7 @@ def test_the_longest_schema_name_still_makes_channels_that_postgres_does_not_cut
 
 @pytest.mark.row(112)
 @pytest.mark.parametrize("payload", ["", "drop table pgcron.jobs", "\N{SNOWMAN}" * 2000])
+@pytest.mark.row("S19")
 def test_what_a_stranger_sends_means_no_more_than_look(listener: Listener, pg_url: str, payload: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("select pg_notify('pgcron', %s)", [payload])
@@ -200,7 +201,7 @@ def test_one_outage_is_one_line_however_long_it_is(
     pg_url: str, store: PostgresStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listen, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(listen, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(listen, "MAX_PAUSE", 0.02)
     caplog.set_level(logging.INFO)
     with Proxy(pg_url) as proxy, a_listener(proxy.url, store.notify) as listener:
         condition_after_steps(listener, "live")
@@ -220,7 +221,7 @@ def test_one_outage_is_one_line_however_long_it_is(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-def test_the_pause_between_tries_never_exceeds_five_seconds(store: PostgresStore) -> None:
+def test_the_pause_between_tries_never_exceeds_a_second(store: PostgresStore) -> None:
     with a_listener(f"postgresql://nobody@127.0.0.1:{free_port()}/none", store.notify) as listener:
         pauses = []
         for _ in range(10):
@@ -229,7 +230,21 @@ def test_the_pause_between_tries_never_exceeds_five_seconds(store: PostgresStore
             condition_after_steps(listener, "down")
             pauses.append(listener._next_try - time.monotonic())
 
-    assert 4 < max(pauses) <= 5
+    assert 0.4 < max(pauses) <= 1
+
+
+@pytest.mark.row(64)
+def test_refused_logins_of_the_listener_are_repeated_at_growing_distances(pg_url: str, store: PostgresStore) -> None:
+    host = pg_url.partition("@")[2]
+    with a_listener(f"postgresql://postgres:wrong@{host}", store.notify) as listener:
+        pauses = []
+        for _ in range(8):
+            listener._next_try = 0.0
+            listener.step()
+            condition_after_steps(listener, "down")
+            pauses.append(listener._next_try - time.monotonic())
+
+    assert 2 < max(pauses) <= 5
 
 
 @pytest.mark.row(43)
@@ -325,14 +340,14 @@ def test_what_it_cannot_send_it_cannot_prove(pg_url: str, caplog: pytest.LogCapt
 
 
 def test_a_statement_of_its_own_that_hangs_can_be_ended_from_another_thread(listener: Listener) -> None:
-    link = listener._link
-    assert link is not None
+    connection = listener._link
+    assert connection is not None
     assert listener.busy_seconds == 0.0
     ended: list[str] = []
 
     def hang() -> None:
         try:
-            link.alone("select pg_sleep(2)")
+            connection.alone("select pg_sleep(2)")
         except DatabaseUnavailable as error:
             ended.append(str(error))
 

@@ -99,11 +99,13 @@ def test_what_follows_fails_on_its_own(conn: Any, prepared: Prepared, then: Any,
     conn.execute("insert into public.things values (9)")
 
     for number in range(times):
-        assert isinstance(prepared.run_then(INSERT, thing(number), then), psycopg.Error)
+        count, trouble = prepared.run_then(INSERT, thing(number), then)
+        assert count == 1
+        assert isinstance(trouble, psycopg.Error)
 
     assert [row[0] for row in things(conn)] == [*range(times), 9]
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    assert prepared.run_then(INSERT, thing(8), "select") is None
+    assert prepared.run_then(INSERT, thing(8), "select") == (1, None)
 
 
 # Asking, and going on while the server works

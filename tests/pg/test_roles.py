@@ -10,15 +10,15 @@ import psycopg
 import pytest
 from psycopg import conninfo, errors, sql
 
-from pgcron_lite import ticks
 from pgcron_lite.errors import DatabaseRefused
 from pgcron_lite.job import NewJob, Outcome, WorkerCard
-from pgcron_lite.pg.address import address
-from pgcron_lite.pg.callers import complete_on, enqueue_on
+from pgcron_lite.pg.caller_transaction import complete_on, enqueue_on
 from pgcron_lite.pg.enqueue import COPIES_FROM
 from pgcron_lite.pg.store import PostgresStore
-from pgcron_lite.plan import Schedule
-from pgcron_lite.schedule import Every
+from pgcron_lite.pg.url import parse_url
+from pgcron_lite.schedules import ticks
+from pgcron_lite.schedules.schedule import Schedule
+from pgcron_lite.schedules.timing import Every
 
 ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
 PARTS = ["producer", "reader", "worker", "admin"]
@@ -30,7 +30,7 @@ class Cast:
 
     def __init__(self, url: str, owner: "psycopg.Connection[Any]") -> None:
         self.owner = owner
-        self.boss = PostgresStore(address(url, application="pgcron owner"))
+        self.boss = PostgresStore(parse_url(url, application="pgcron owner"))
         self.urls: dict[str, str] = {}
         self.stores: dict[str, PostgresStore] = {}
         for part in [*PARTS, "stranger"]:
@@ -39,7 +39,7 @@ class Cast:
             if part != "stranger":
                 owner.execute("select pgcron.allow(%s, %s)", [role, part])
             self.urls[part] = conninfo.make_conninfo(url, user=role, password="secret")
-            self.stores[part] = PostgresStore(address(self.urls[part], application=f"pgcron {part}"))
+            self.stores[part] = PostgresStore(parse_url(self.urls[part], application=f"pgcron {part}"))
 
     def role(self, part: str) -> str:
         # Roles belong to the server: the name carries that of this test's database.
@@ -164,6 +164,15 @@ def _is_allowed(act: Verb, store: Any, subject: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize(("part", "act"), [
+    ("stranger", lambda s: s.check_schema()), ("stranger", lambda s: s.enqueue([NewJob("add")])),
+    ("producer", lambda s: s.get(1)), ("reader", lambda s: s.register(CARD)),
+])
+def test_a_right_that_is_missing_is_named_with_the_call_that_gives_it(cast: Cast, part: str, act: Any) -> None:
+    with pytest.raises(DatabaseRefused, match=r"^permission denied for [a-z_ ]+\. .*select pgcron\.allow\('ROLE'"):
+        act(cast.stores[part])
+
+
 @pytest.mark.parametrize("part", [*PARTS, "stranger"])
 @pytest.mark.parametrize(
     "statement",
@@ -181,6 +190,7 @@ def _is_allowed(act: Verb, store: Any, subject: Any) -> bool:
         "select setval('pgcron.jobs_id_seq', 1)",
     ],
 )
+@pytest.mark.row("S16")
 def test_nobody_but_the_owner_shapes_the_schema(cast: Cast, part: str, statement: str) -> None:
     with cast.connect(part) as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute(statement)
@@ -239,6 +249,7 @@ def test_a_producer_may_enqueue_so_many_that_they_are_copied(cast: Cast) -> None
         "insert into pgcron.jobs (task, state, claim, worker, claimed_at, attempt)"
         " values ('add', 'running', gen_random_uuid(), gen_random_uuid(), now(), 1)",
         "insert into pgcron.jobs (task, errors) values ('add', '[]')",
+        "insert into pgcron.jobs (task, created_at) values ('add', 'infinity')",
         "insert into pgcron.jobs (id, task) select id, 'x' from pgcron.jobs"
         " on conflict (id) do update set task = excluded.task",
         "insert into pgcron.history select * from pgcron.history",
@@ -248,6 +259,7 @@ def test_a_producer_may_enqueue_so_many_that_they_are_copied(cast: Cast) -> None
     ],
 )
 @pytest.mark.parametrize("part", ["producer", "stranger"])
+@pytest.mark.row("S15")
 def test_a_producer_neither_reads_nor_changes_nor_claims(cast: Cast, part: str, statement: str) -> None:
     """S15. Arguments may hold what the web process has no business to read again."""
     cast.boss.enqueue([NewJob("add", '{"card": "4111"}')])
@@ -274,6 +286,31 @@ def test_a_reader_changes_nothing_by_hand_either(cast: Cast) -> None:
                 conn.execute(statement)
 
 
+@pytest.mark.row("S19")
+def test_a_reader_whose_transaction_stays_open_holds_nobody_up(cast: Cast) -> None:
+    with cast.connect("reader") as reader, reader.transaction():
+        for table in ("jobs", "history", "workers", "queues", "schedules", "ticks", "generations", "planner"):
+            reader.execute(sql.SQL("select from pgcron.{}").format(sql.Identifier(table)))
+        for turn in ("pgcron planner", "pgcron sequence"):
+            reader.execute("select pg_advisory_lock(hashtextextended(%s, 7090))", [turn])
+
+        for prepare, act, _ in VERBS.values():
+            cast.owner.execute("delete from pgcron.jobs; delete from pgcron.history; delete from pgcron.workers")
+            act(cast.boss, prepare(cast.boss))
+
+
+@pytest.mark.parametrize("part", ["producer", "reader"])
+@pytest.mark.row("S19")
+def test_who_may_change_nothing_takes_no_lock_that_others_wait_for(cast: Cast, part: str) -> None:
+    tables = [name for name, in cast.owner.execute(
+        "select relname from pg_class where relnamespace = 'pgcron'::regnamespace and relkind in ('r', 'v')"
+    )]
+    with cast.connect(part) as conn:
+        for table in tables:
+            with pytest.raises(errors.InsufficientPrivilege), conn.transaction():
+                conn.execute(sql.SQL("lock table pgcron.{} in row exclusive mode").format(sql.Identifier(table)))
+
+
 def test_a_worker_completes_a_job_in_its_own_transaction(cast: Cast) -> None:
     job = take(cast.stores["worker"])
 
@@ -290,6 +327,93 @@ def test_allowing_is_repeatable_and_knows_its_parts(cast: Cast) -> None:
         cast.owner.execute("select pgcron.allow(%s, 'god')", [cast.role("reader")])
     with pytest.raises(errors.UndefinedObject):
         cast.owner.execute("select pgcron.allow('nobody; drop table x', 'reader')")
+
+
+@pytest.mark.parametrize("name", ["public", "PUBLIC", " Public ", "current_user", "pg_monitor", "pg_read_all_data"])
+def test_nothing_is_allowed_to_everyone(cast: Cast, name: str) -> None:
+    query = "select relname, relacl::text from pg_class where relnamespace = 'pgcron'::regnamespace order by 1"
+    before = cast.owner.execute(query).fetchall()
+
+    for statement in ("select pgcron.allow(%s, 'producer')", "select pgcron.deny(%s, 'producer')"):
+        with pytest.raises(errors.InvalidParameterValue, match="is not a role of one program"):
+            cast.owner.execute(statement, [name])
+
+    assert cast.owner.execute(query).fetchall() == before
+
+
+def rights(cast: Cast, part: str) -> list[Any]:
+    """All that the schema grants to the role itself."""
+    query = """
+        select 'table', c.relname::text, a.privilege_type
+        from pg_class as c cross join lateral aclexplode(c.relacl) as a
+        where c.relnamespace = 'pgcron'::regnamespace and a.grantee = %(role)s::regrole
+        union all
+        select 'column', format('%%s.%%s', c.relname, k.attname), a.privilege_type
+        from pg_class as c
+        join pg_attribute as k on k.attrelid = c.oid
+        cross join lateral aclexplode(k.attacl) as a
+        where c.relnamespace = 'pgcron'::regnamespace and a.grantee = %(role)s::regrole
+        union all
+        select 'function', p.oid::regprocedure::text, a.privilege_type
+        from pg_proc as p cross join lateral aclexplode(p.proacl) as a
+        where p.pronamespace = 'pgcron'::regnamespace and a.grantee = %(role)s::regrole
+        union all
+        select 'schema', n.nspname::text, a.privilege_type
+        from pg_namespace as n cross join lateral aclexplode(n.nspacl) as a
+        where n.nspname = 'pgcron' and a.grantee = %(role)s::regrole
+        order by 1, 2, 3
+    """
+    return cast.owner.execute(query, {"role": f'"{cast.role(part)}"'}).fetchall()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_denied_is_taken_back_without_a_trace(cast: Cast, part: str) -> None:
+    assert rights(cast, part)
+
+    cast.owner.execute("select pgcron.deny(%s, %s)", [cast.role(part), part])
+
+    assert rights(cast, part) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "denied", "kept"),
+    [
+        (["producer", "reader"], "reader", ["producer"]),
+        (["producer", "reader"], "producer", ["reader"]),
+        (["producer", "admin"], "admin", ["producer"]),
+        (["producer", "admin"], "producer", ["admin"]),
+        # What a larger part needs stays with it.
+        (["worker"], "producer", ["worker"]),
+        (["admin"], "reader", ["admin"]),
+        # And a larger part takes with it what it contains: nothing tells what was granted twice.
+        (["worker", "producer"], "worker", []),
+        (["admin", "reader"], "admin", []),
+        ([], "worker", []),
+    ],
+)
+def test_a_part_is_denied_with_what_it_contains(
+    cast: Cast, held: list[str], denied: str, kept: list[str]
+) -> None:
+    name = cast.role("stranger")
+    for part in kept:
+        cast.owner.execute("select pgcron.allow(%s, %s)", [name, part])
+    wanted = rights(cast, "stranger")
+    for part in held:
+        cast.owner.execute("select pgcron.allow(%s, %s)", [name, part])
+
+    cast.owner.execute("select pgcron.deny(%s, %s)", [name, denied])
+
+    assert rights(cast, "stranger") == wanted
+
+
+def test_allowing_again_takes_back_what_a_producer_had_and_does_not_need(cast: Cast) -> None:
+    name = cast.role("producer")
+    before = rights(cast, "producer")
+    cast.owner.execute(sql.SQL("grant insert (created_at) on pgcron.jobs to {}").format(sql.Identifier(name)))
+
+    cast.owner.execute("select pgcron.allow(%s, 'producer')", [name])
+
+    assert rights(cast, "producer") == before
 
 
 # The attack from below

@@ -20,7 +20,7 @@ def called(text: str) -> str:
 
 
 @app.task(
-    name="mail.send", queue="mail", priority=3, max_attempts=8, backoff=Backoff(first="5s", factor=2, most="10m"),
+    name="mail.send", queue="mail", priority=3, max_attempts=8, backoff=Backoff(first="5s", factor=2, max="10m"),
     retry_on=(ConnectionError,), discard_on=ValueError, retry=[RetryOn(KeyError, max_attempts=2)], max_crashes=1,
     keep_result=False,
 )
@@ -40,18 +40,19 @@ with_options("ada@example.org", subject="hello")
 
 # delay() is typed like the function, and the handle like its result.
 assert_type(bare.delay(1, y=2), Handle[int])
-assert_type(bare.delay(1).wait(timeout=10), int)
+assert_type(bare.delay(1).result(timeout=10), int)
 assert_type(called.delay(text="x").result(), str)
 assert_type(with_options.delay("ada@example.org", subject="hello"), Handle[None])
 assert_type(bare.delay(1).job(), Job)
 
 # options() changes nothing about that.
 assert_type(bare.options(execute_after="10m", queue="mail", tags=["x"], headers={"a": "b"}).delay(1), Handle[int])
-assert_type(bare.options(execute_after=timedelta(minutes=1)).delay(1).wait(), int)
+assert_type(bare.options(execute_after=timedelta(minutes=1)).delay(1).result(), int)
 assert_type(bare.options(execute_after=datetime(2040, 1, 1, tzinfo=UTC), max_attempts=2).delay(1), Handle[int])
 assert_type(bare.options(conn=object()).map([(1,)]), list[Handle[int]])
 
-# map takes tuples or dicts.
+# map takes tuples or dicts, and the values of a single parameter.
+assert_type(bare.map([1, 2]), list[Handle[int]])
 assert_type(bare.map([(1, 2), (3,)]), list[Handle[int]])
 assert_type(bare.map({"x": n} for n in range(3)), list[Handle[int]])
 
@@ -81,3 +82,7 @@ def surround(job: Job) -> Iterator[None]:
 # Hooks stay what they are.
 alert(handle.job(), None)
 next(iter(surround(handle.job())))
+
+
+# A worker returns its exit code.
+assert_type(app.run_worker(queues=["mail"], slots=5, grace="10s", drain=True, log_format="json"), int)

@@ -29,7 +29,7 @@ add.options(priority=5).delay("1")  # refused: arg-type
 
 # A result is what the function returns.
 text: str = add(1)  # refused: assignment
-other: str = add.delay(1).wait()  # refused: assignment
+other: str = add.delay(1).result()  # refused: assignment
 words: Handle[str] = add.delay(1)  # refused: assignment
 several: list[Handle[str]] = add.map([(1,)])  # refused: assignment
 
@@ -39,7 +39,7 @@ add.options(priority="high")  # refused: arg-type
 add.options(tags=[1])  # refused: list-item
 add.options(headers={"a": 1})  # refused: dict-item
 add.options(execute_after=object())  # refused: arg-type
-add.map([1, 2])  # refused: list-item
+add.map(1)  # refused: arg-type
 app.task(queu="mail")  # refused: call-overload
 app.task(queue=1)  # refused: call-overload
 app.task(keep_result="no")  # refused: call-overload
@@ -47,6 +47,11 @@ app.task(retry=[ValueError])  # refused: list-item
 app.task(retry_on=[ValueError("x")])  # refused: call-overload
 Backoff(frist="5s")  # refused: call-arg
 RetryOn("ValueError")  # refused: arg-type
+
+
+app.run_worker(slot=5)  # refused: call-arg
+app.run_worker(slots="5")  # refused: arg-type
+app.run_worker(log_format="xml")  # refused: arg-type
 
 
 # Hooks.

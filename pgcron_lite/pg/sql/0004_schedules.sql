@@ -275,8 +275,8 @@ begin
             select s.name,
                    s.definition ->> 'catch_up'                                             as catch_up,
                    s.definition ->> 'overlap'                                              as overlap,
-                   make_interval(secs => coalesce((s.definition ->> 'grace')::float8, 0))  as grace,
-                   s.definition ->> 'grace' is not null                                    as has_grace,
+                   make_interval(secs => coalesce((s.definition ->> 'start_within')::float8, 0)) as start_within,
+                   s.definition ->> 'start_within' is not null                             as has_start_within,
                    s.definition ->> 'ping'                                                 as ping
             from pgcron.schedules as s
             where s.name in (select t.schedule from pgcron.ticks as t where t.job_id = any(ids))
@@ -286,7 +286,7 @@ begin
             select t.schedule, t.tick, t.due_at, t.planned_at, t.job_id, t.kind, t.started_at, r.overlap, r.catch_up,
                    case
                        when t.started_at is not null or t.kind <> 'tick' then 'go'
-                       when r.has_grace and moment > t.due_at + r.grace then 'too late'
+                       when r.has_start_within and moment > t.due_at + r.start_within then 'too late'
                        when r.catch_up = 'skip' and moment > t.due_at + late then 'missed'
                        when r.catch_up = 'latest' and exists (
                            select

@@ -1,0 +1,1 @@
+"""Crontab import, and the task that runs shell commands."""

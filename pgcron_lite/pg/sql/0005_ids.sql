@@ -1,0 +1,190 @@
+-- pgcron: ids that are in use already.
+-- oldest code: 3
+--
+-- Ids come from one sequence, and nobody draws one twice as long as the sequence goes forward only. It does not always:
+-- a standby that was promoted before it had everything, a restore, a logical replica (sequences are not replicated) and
+-- setval() all leave a sequence that is behind. Then an id is drawn that is in `jobs` or in `history` already, and:
+--
+--   - who enqueues draws another one, by next_id(); of a single row or a batch, all are stored or none;
+--   - a job whose id is found in history when it ends is put there under a fresh id, see into_history();
+--   - the sequence is moved on, by mend_sequence(): workers do it when they connect, and `pgcron migrate`.
+--
+-- Who has drawn an id is said by the nonce, a random number for each call that enqueues. A producer whose connection
+-- broke before the reply came finds by it whether the row that is there is its own.
+
+alter table pgcron.jobs add column nonce bigint;
+alter table pgcron.history add column nonce bigint;
+
+-- An id that is neither in `jobs` nor in `history`.
+create function pgcron.next_id() returns bigint
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    fresh bigint;
+begin
+    loop
+        fresh := nextval('pgcron.jobs_id_seq');
+        exit when not exists (select from pgcron.jobs as j where j.id = fresh)
+              and not exists (select from pgcron.history as h where h.id = fresh);
+    end loop;
+    return fresh;
+end
+$$;
+
+-- Several of them, in ascending order. Asks the tables once for all of them, which is what nearly always is enough.
+create function pgcron.draw_ids(how_many int) returns bigint[]
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    ids bigint[] := array(select nextval('pgcron.jobs_id_seq') from generate_series(1, how_many));
+begin
+    -- Drawn in one go, they lie side by side, and mostly nothing lies between the first and the last.
+    if (
+        exists (select from pgcron.jobs as j where j.id between ids[1] and ids[how_many])
+        and exists (select from pgcron.jobs as j where j.id = any(ids))
+    ) or (
+        exists (select from pgcron.history as h where h.id between ids[1] and ids[how_many])
+        and exists (select from pgcron.history as h where h.id = any(ids))
+    ) then
+        ids := array(select pgcron.next_id() from generate_series(1, how_many));
+    end if;
+    return ids;
+end
+$$;
+
+-- Move the sequence on to the newest id in use. Returns by how much it was behind: 0 if it was not; call it again until
+-- it is 0, because who may not set the sequence moves it by a million at a time.
+create function pgcron.mend_sequence() returns bigint
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    ids constant regclass := 'pgcron.jobs_id_seq';
+    portion constant bigint := 1000000;
+    -- An id may be chosen by who inserts a row. One beyond this was, and following it could use the sequence up.
+    beyond constant bigint := 9007199254740992;
+    last constant bigint := pg_sequence_last_value(ids);
+    newest bigint;
+    behind bigint;
+begin
+    -- What a worker asks each minute. Nothing lies behind the last value, while to find the newest id all would be passed
+    -- over that has been deleted under a long transaction.
+    if not exists (select from pgcron.jobs as j where j.id > last and j.id < beyond)
+       and not exists (select from pgcron.history as h where h.id > last and h.id < beyond)
+       and last is not null then
+        return 0;
+    end if;
+    newest := greatest(
+        (select max(j.id) from pgcron.jobs as j where j.id < beyond),
+        (select max(h.id) from pgcron.history as h where h.id < beyond)
+    );
+    -- The last value is null as long as none was drawn, wherever the sequence begins.
+    behind := newest - coalesce(pg_sequence_last_value(ids), case when newest is not null then nextval(ids) end);
+    if behind is null or behind <= 0 then
+        return 0;
+    end if;
+    if behind > portion and has_sequence_privilege(ids, 'update')
+       and has_table_privilege('pgcron.migrations', 'update') then
+        -- Never backwards, which would bring about what is to be mended. nextval() is not held up by any lock that we
+        -- could take: others would have to draw a million ids between the look above and here. Of those that come
+        -- here at the same time, the lock lets one after the other in. No role but the owner can hold it.
+        lock table pgcron.migrations in share update exclusive mode;
+        perform setval(ids, greatest(newest, pg_sequence_last_value(ids)));
+    else
+        -- Drawing ids moves the sequence forward only, whoever else draws, and needs no right but to draw.
+        perform count(nextval(ids)) from generate_series(1, least(behind, portion));
+    end if;
+    return behind;
+end
+$$;
+
+-- The id under which a job that ends goes into history, and its headers there. Mostly both are its own. If another job
+-- is in history under that id, this one gets a fresh id, and a header names the id that it had; so neither is lost. No
+-- row at all if the very same end is in history: then there is nothing to add.
+create function pgcron.into_history(job_id bigint, claim uuid, headers jsonb)
+    returns table (history_id bigint, history_headers jsonb)
+    language plpgsql rows 1
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    there record;
+begin
+    select h.claim into there from pgcron.history as h where h.id = into_history.job_id;
+    history_id := into_history.job_id;
+    history_headers := into_history.headers;
+    if not found then
+        return next;
+    elsif there.claim is distinct from into_history.claim or there.claim is null then
+        history_id := pgcron.next_id();
+        -- Not in one word: the name of the schema would take the place of the first half.
+        history_headers := history_headers
+            || jsonb_build_object(concat('pg', 'cron-earlier-id'), into_history.job_id::text);
+        update pgcron.ticks as t
+        set job_id = into_history.history_id
+        where t.job_id = into_history.job_id and t.outcome is null
+          and exists (select from jsonb_each_text(into_history.headers) as h where h.value = t.schedule);
+        raise warning 'job % has ended, and history has another job of that id: it is stored under the id %',
+            into_history.job_id, history_id
+            using errcode = '01P0C',
+                  hint = 'The sequence of ids was behind, as after a failover or a restore. Workers move it on.';
+        return next;
+    end if;
+end
+$$;
+
+-- End a running job inside its own business transaction: the effect and the completion are committed together, so
+-- the effect happens exactly once. False if the job is no longer the caller's to end; the caller then rolls back.
+create or replace function pgcron.complete(job_id bigint, claim uuid, result json default null) returns boolean
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    with ended as (
+        delete from pgcron.jobs as j
+        where j.id = complete.job_id and j.claim = complete.claim and j.state = 'running'
+        returning j.*
+    )
+    insert into pgcron.history (id, task, queue, priority, state, args, headers, tags, execute_after, attempt,
+                                max_attempts, crashes, max_crashes, claim, worker, claimed_at, errors, created_at,
+                                finished_at, result, nonce)
+    select h.history_id, task, queue, priority, 'done', args, h.history_headers, tags, execute_after, attempt,
+           max_attempts, crashes, max_crashes, ended.claim, worker, claimed_at, errors, created_at,
+           pgcron.clock(), complete.result, nonce
+    from ended
+    cross join lateral pgcron.into_history(ended.id, ended.claim, ended.headers) as h;
+    return found;
+end
+$$;
+
+revoke execute on function pgcron.next_id(), pgcron.draw_ids(int), pgcron.mend_sequence(),
+                           pgcron.into_history(bigint, uuid, jsonb) from public;
+
+-- Roles that may enqueue, or work, go on without being allowed anew.
+do $$
+declare
+    role record;
+begin
+    for role in
+        select distinct case when g.grantee = 'PUBLIC' then 'public' else quote_ident(g.grantee) end as name
+        from information_schema.column_privileges as g
+        where g.table_schema = 'pgcron' and g.table_name = 'jobs' and g.column_name = 'id'
+          and g.privilege_type = 'INSERT'
+    loop
+        execute format('grant insert (nonce), select (nonce) on pgcron.jobs to %s', role.name);
+        execute format('grant select (nonce) on pgcron.history to %s', role.name);
+        execute format('grant execute on function pgcron.next_id(), pgcron.draw_ids(int) to %s', role.name);
+    end loop;
+    for role in
+        select distinct case when g.grantee = 'PUBLIC' then 'public' else quote_ident(g.grantee) end as name
+        from information_schema.table_privileges as g
+        where g.table_schema = 'pgcron' and g.table_name = 'history' and g.privilege_type = 'INSERT'
+    loop
+        execute format(
+            'grant execute on function pgcron.into_history(bigint, uuid, jsonb), pgcron.mend_sequence() to %s',
+            role.name
+        );
+    end loop;
+end
+$$;

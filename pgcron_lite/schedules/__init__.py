@@ -1,0 +1,1 @@
+"""Schedules: their timing, the jobs they enqueue, and the outcome of each tick."""

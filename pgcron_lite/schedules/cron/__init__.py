@@ -1,0 +1,1 @@
+"""Cron expressions: their parser, calendar and description."""

@@ -1,0 +1,1 @@
+"""Worker processes: claiming jobs, running them, and recording how they ended."""

@@ -1,0 +1,191 @@
+"""Heartbeats: sending this worker's, and watching those of the others.
+
+The heartbeat runs outside the gevent hub, on a connection of its own, and never logs or touches anything that a task
+could hold. It notes what it notices; the worker's loop reads the notes. A guard beside it ends statements that hang:
+those of the loop and its own.
+
+A worker is dead when its beat, watched over one unbroken connection, has not changed for a whole lease. No wall clock
+is compared, neither the database's nor ours: the reaper measures on this process's monotonic clock. A clock that
+jumps, an outage in which no worker could beat, a reaper that was frozen: each only makes the watch begin again.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from ..clock import Clock, monotonic
+from ..errors import DatabaseRefused, DatabaseUnavailable, SchemaMismatch
+from ..job import Job
+from . import gevent_support
+
+if TYPE_CHECKING:
+    from ..store import Store
+
+GUARD_SECONDS = 0.5
+
+
+class Heartbeat:
+    """Beats for one worker, three times a lease."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        worker: uuid.UUID,
+        lease_seconds: float,
+        *,
+        report: Callable[[], tuple[int, float, bool]],
+        tell: Callable[[], None],
+    ) -> None:
+        self.worker = worker
+        self.interval = lease_seconds / 3
+        # Notes for the worker's loop.
+        self.failure: BaseException | None = None
+        self.is_refused = False
+        self.trouble: str | None = None
+        # When the attempt began that ended with `trouble`.
+        self.trouble_at = 0.0
+        self.last_beat = monotonic()
+        self.store: Store | None = None
+        self._open_store = open_store
+        self._report = report
+        self._tell = tell
+        self._wake = gevent_support.wake_outside_the_hub()
+        self._stopping = False
+        self._stopped = False
+
+    def start(self) -> None:
+        gevent_support.start_outside_the_hub(self._run, "pgcron-heartbeat")
+
+    def stop(self, patience: float = 2.0) -> None:
+        """Stop beating and close the connection; waits a moment for it."""
+        self._stopping = True
+        self._wake.ring()
+        deadline = monotonic() + patience
+        while not self._stopped and monotonic() < deadline:
+            time.sleep(0.005)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last beat."""
+        return monotonic() - self.last_beat
+
+    def go_on_as(self, worker: uuid.UUID) -> None:
+        """Beat for a new identity, after the old one was declared dead."""
+        self.worker = worker
+        self.is_refused = False
+        self._wake.ring()
+
+    def _run(self) -> None:
+        try:
+            self.store = self._open_store()
+            beat_at = 0.0
+            while not self._stopping:
+                if monotonic() >= beat_at:
+                    beat_at = monotonic() + self._beat()
+                self._wake.wait(max(0.0, beat_at - monotonic()))
+        except BaseException as error:
+            self.failure = error
+            self._tell()
+        finally:
+            if self.store is not None:
+                self.store.close()
+            self._stopped = True
+            self._wake.close()
+
+    def _beat(self) -> float:
+        """One beat. Returns seconds until the next."""
+        assert self.store is not None
+        worker, began = self.worker, monotonic()
+        running, idle_loop, stopping = self._report()
+        try:
+            if self.store.beat(worker, running, idle_loop, stopping):
+                self.last_beat, self.trouble = monotonic(), None
+            elif worker == self.worker:
+                self.is_refused = True
+                self._tell()
+        except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch) as error:
+            self.trouble_at, self.trouble = began, str(error)
+            # Sooner than usual: after an outage the reapers watch for one lease only.
+            return min(1.0, self.interval)
+        return self.interval
+
+
+class Guarded(Protocol):
+    """What sends statements, and can be told from another thread to end them."""
+
+    @property
+    def busy_seconds(self) -> float: ...
+
+    def cut(self) -> None: ...
+
+
+class Guard:
+    """Ends statements that hang, from outside the hub: a server or a pooler that is frozen sends no error, ever.
+
+    It waits for no database, so each of its turns is a `pulse`: a sign that Python runs in this process.
+    """
+
+    def __init__(
+        self, watched: Callable[[], Iterable[tuple[Guarded, float]]], pulse: Callable[[], None] = lambda: None
+    ) -> None:
+        # A note for the worker's loop: what was thrown in last, by a task that throws into every thread.
+        self.failure: BaseException | None = None
+        self._watched = watched
+        self._pulse = pulse
+        self._wake = gevent_support.wake_outside_the_hub()
+        self._stopping = False
+
+    def start(self) -> None:
+        gevent_support.start_outside_the_hub(self._run, "pgcron-guard")
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.ring()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn()
+            except BaseException as error:
+                # It goes on: without pulses the watchdog would end a process that is well.
+                self.failure = error
+        self._wake.close()
+
+    def _turn(self) -> None:
+        # First, so that an error that stays is met twice a second and no more often.
+        self._wake.wait(GUARD_SECONDS)
+        self._pulse()
+        for guarded, seconds in self._watched():
+            if guarded.busy_seconds > seconds:
+                guarded.cut()
+
+
+class Reaper:
+    """Watches every worker's beat but our own. Any number of reapers may work side by side."""
+
+    def __init__(self, store: Store, lease_seconds: float, clock: Clock = monotonic) -> None:
+        self.lease_seconds = lease_seconds
+        self.interval = min(5.0, lease_seconds / 6)
+        self._store = store
+        self._clock = clock
+        self._generation = -1
+        self._seen: dict[uuid.UUID, tuple[int, float]] = {}
+
+    def step(self, me: uuid.UUID, pulses: Mapping[uuid.UUID, int]) -> list[Job]:
+        """Take every beat as it was just seen; bury whose has not moved, and return the jobs that were rescued."""
+        now = self._clock()
+        if self._store.generation != self._generation:
+            # The connection is a new one: for a while nobody could beat, or we could not see it.
+            self._seen.clear()
+            self._generation = self._store.generation
+        watched = {}
+        for worker, beat in pulses.items():
+            if worker != me:
+                last, since = self._seen.get(worker, (None, now))
+                watched[worker] = (beat, since if beat == last else now)
+        self._seen = watched
+        silent = [(w, beat) for w, (beat, since) in watched.items() if now - since >= self.lease_seconds]
+        return self._store.reap(silent) if silent else []

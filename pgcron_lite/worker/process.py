@@ -1,0 +1,545 @@
+"""A worker process: start, one loop around one sleep, signals, grace, exit code.
+
+`run_worker` returns the exit code and leaves the process as it was; `exits.leave`, for the command line, ends it.
+
+A shutdown in order: the signal handler writes a byte; the sleep ends; the worker claims nothing more and hands back
+what has not begun; what runs may finish within the grace; the rest is handed back without costing an attempt; the
+worker leaves the table; the process ends with 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import math
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ..clock import monotonic
+from ..context import running
+from ..errors import (
+    DatabaseRefused,
+    DatabaseUnavailable,
+    LatePatch,
+    LoginRefused,
+    OptionError,
+    PgCronError,
+    SchemaMismatch,
+)
+from ..job import WorkerCard, named
+from ..schedules import schedule
+from . import gevent_support, supervisor
+from .heartbeat import Guard, Guarded, Heartbeat
+from .loop import MAX_PAUSE, MAX_PAUSE_REFUSED, Bell, Worker
+from .maintenance import check_limits, check_start, log_start, version
+from .signals import Signals
+from .slots import check_slots
+from .streams import Streams
+from .supervisor import Status
+from .wake import Wake
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from ..app import PgCron
+    from ..store import Store
+
+logger = logging.getLogger("pgcron_lite")
+
+OK, FAILED, UNREACHABLE, MISFIT, FORCED = 0, 1, 69, 78, 130
+HANG_SECONDS = 20.0  # See `pg.bounded_connection` for what bounds the same wait elsewhere.
+# This many logins refused in a row, over some ten seconds, mean that the credentials have changed: the platform
+# restarts the process with the new ones. A drain ends after as many refused statements, over some five seconds.
+MAX_REFUSALS = 8
+# How long the listener leaves its connection to a heartbeat that finds none.
+REST_SECONDS = 30.0
+# How long pings that are under way are waited for at the end.
+REPORT_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker is run. What is not given comes from the app's settings."""
+
+    queues: tuple[str, ...]
+    slots: int
+    grace: timedelta
+    drain: bool = False
+    max_seconds: float | None = None
+    fail_fast: bool = False
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
+    parent: int | None = None
+    status: Status | None = None
+    takes_jobs: bool = True
+    plans_ticks: bool = True
+
+
+def run_worker(
+    app: PgCron,
+    *,
+    queues: Any = None,
+    slots: int | None = None,
+    gevent: bool = False,
+    processes: int = 1,
+    drain: bool = False,
+    max_seconds: float | None = None,
+    grace: Any = None,
+    fail_fast: bool = False,
+    scheduler: bool = True,
+    jobs: bool = True,
+) -> int:
+    """Run a worker, or several processes of them, until a signal stops it. Return the exit code."""
+    _check_end(max_seconds)
+    _check_flags(gevent=gevent, drain=drain, fail_fast=fail_fast, scheduler=scheduler, jobs=jobs)
+    if _ended_children:
+        # The program of the parent goes on, and starts what comes next. This one would start it once more for each.
+        logger.info("this worker process has ended; the process that started it goes on")
+        return OK
+    with _the_only_worker(app):
+        check_limits()
+        if gevent:
+            _ensure_patched()
+        settings = app.settings.with_values({"queues": queues, "slots": slots, "grace": grace}, "run_worker()")
+        check_slots(settings.slots)
+        if processes != 1 and not supervisor.is_child():
+            return supervisor.run(app, processes, settings.grace.total_seconds())
+        options = WorkerOptions(
+            queues=settings.queues,
+            slots=settings.slots,
+            grace=settings.grace,
+            drain=drain,
+            max_seconds=max_seconds,
+            fail_fast=fail_fast,
+            parent=supervisor.take_parent(),
+            status=supervisor.take_status(),
+            id=supervisor.take_id() or uuid.uuid4(),
+            takes_jobs=jobs,
+            plans_ticks=scheduler,
+        )
+        worker = Process(app, options)
+        code = worker.run()
+        if options.status is not None:
+            options.status.has_ended(code, has_left=worker.has_left, is_over=worker.is_over)
+        if options.parent is not None:
+            _ended_children.append(worker.options.id)
+        return code
+
+
+# The worker of this process, if it was one of several under a parent, and has ended.
+_ended_children: list[uuid.UUID] = []
+
+
+def _load_what_exits_need() -> None:
+    """Load the library that glibc needs to end a thread, while there is memory for it: without it an exit aborts."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
+
+
+def _check_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}={value!r}: expected True or False")
+
+
+# The worker of this process, by its process id: a forked copy has none.
+_working: dict[int, tuple[str, str]] = {}
+
+
+@contextlib.contextmanager
+def _the_only_worker(app: PgCron) -> Iterator[None]:
+    """Refuse a second worker in this process."""
+    here = running.get(None)
+    if here is not None:
+        raise PgCronError(
+            f"run_worker() was called inside a job, {here.job}, and a job cannot run a worker in its own process. To"
+            " have other jobs run, enqueue them with delay(); to have another worker, start `pgcron worker` as a"
+            " program of its own."
+        )
+    mine = (app.name, threading.current_thread().name)
+    # One operation, so that of two threads only one can succeed.
+    first = _working.setdefault(os.getpid(), mine)
+    if first is not mine:
+        raise PgCronError(
+            f"run_worker() was called while a worker of the app {first[0]!r} runs in this process, in the thread"
+            f" {first[1]!r}. A process has one worker: raise its slots=, or start another process with `pgcron worker`."
+        )
+    try:
+        yield
+    finally:
+        _working.pop(os.getpid(), None)
+
+
+def _ensure_patched() -> None:
+    if not gevent_support.is_patched() and threading.current_thread() is not threading.main_thread():
+        raise LatePatch(
+            "run_worker(gevent=True) starts the program again, patched from the beginning, which only the main thread"
+            " may do. Call it there, or put gevent.monkey.patch_all() first in the program."
+        )
+    gevent_support.ensure_patched()
+
+
+def _check_end(max_seconds: object) -> None:
+    is_number = isinstance(max_seconds, (int, float)) and not isinstance(max_seconds, bool)
+    if max_seconds is not None and not (is_number and max_seconds > 0):  # type: ignore[operator]
+        raise OptionError(f"max_seconds={max_seconds!r}: expected a number of seconds above 0")
+
+
+class Process:
+    """One worker with its heartbeat and its doorbell, and the loop that turns it."""
+
+    def __init__(self, app: PgCron, options: WorkerOptions) -> None:
+        self.app = app
+        self.options = options
+        self.exit_code = OK
+        # Whether it has drained its queues, or its time is over.
+        self.is_over = False
+        # Whether it has left the table, after handing everything back.
+        self.has_left = False
+        self._owns_process = threading.current_thread() is threading.main_thread()
+        self._streams = Streams()
+        self._watchdog: Watchdog | None = None
+        self._wake = Wake()
+        self._signals = Signals(self._wake.ring)
+        self._interrupts = 0
+        self._deadline: float | None = None
+        # When `max_seconds` are over, the wait for a database included.
+        self._ends: float | None = None
+        self._said_at = 0.0
+        self._heart_said: str | None = None
+        self._store: Store | None = None
+        self._worker: Worker | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._guard = Guard(self._watched, pulse=self._pulse)
+        # The identity to go on under, from the first try to take it until the database has confirmed it.
+        self._next_card: WorkerCard | None = None
+
+    def run(self) -> int:
+        _load_what_exits_need()
+        self._ends = None if self.options.max_seconds is None else monotonic() + self.options.max_seconds
+        self._signals.take()
+        self._streams.take()
+        self._watchdog = self._start_watchdog()
+        try:
+            self._guard.start()
+            store = self._store = self.app.open_store("pgcron worker", size=1)
+            card = self._card()
+            if not self._ready(store, card):
+                return self.exit_code
+            return self._work(store, card)
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.close()
+            self._guard.stop()
+            self._streams.give_back()
+            self._signals.give_back()
+            self._wake.close()
+
+    # Starting
+
+    def _card(self) -> WorkerCard:
+        return WorkerCard(
+            id=self.options.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            # Who only keeps schedules serves no queue, for whoever asks which of them are served.
+            queues=self.options.queues if self.options.takes_jobs else (),
+            slots=self.options.slots if self.options.takes_jobs else 1,
+            mode="gevent" if gevent_support.is_patched() else "threads",
+            version=version(),
+            generation=schedule.generation(self.app.name, self.app.definitions),
+        )
+
+    def _ready(self, store: Store, card: WorkerCard) -> bool:
+        """Wait for the database, check its schema and environment label, and register the worker."""
+        pause, said, refused = 0.2, False, 0
+        while not self._signals:
+            try:
+                check_start(self.app, store)
+                store.declare(self.app.name, card.generation or "", self.app.definitions)
+                if self.options.status is not None:
+                    self.options.status.works_as(card.id)
+                store.register(card)
+                log_start(self.app, store, card, plans_ticks=self.options.plans_ticks)
+            except DatabaseUnavailable as error:
+                if self.options.fail_fast:
+                    raise
+                if not said:
+                    logger.warning("waiting for the database: %s", error)
+                said = True
+                refused = refused + 1 if isinstance(error, LoginRefused) else 0
+                if refused >= MAX_REFUSALS:
+                    return self._locked_out(str(error))
+                left = math.inf if self._ends is None else self._ends - monotonic()
+                if left <= 0:
+                    return self._never_there(error)
+                self._wake.wait(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(pause * 2, MAX_PAUSE_REFUSED if refused else MAX_PAUSE)
+            else:
+                return True
+        logger.info("stopped before the database was there")
+        return False
+
+    def _locked_out(self, why: str) -> bool:
+        logger.error("giving up, the database has refused the login %d times: %s", MAX_REFUSALS, why)
+        self.exit_code = UNREACHABLE
+        return False
+
+    def _never_there(self, why: DatabaseUnavailable) -> bool:
+        logger.error("%g s are over, and the database was not there: %s", self.options.max_seconds, why)
+        self.exit_code = UNREACHABLE
+        return False
+
+    def _work(self, store: Store, card: WorkerCard) -> int:
+        self.app.freeze("its worker is running")
+        bell = store.open_bell(self._wake.ring)
+        worker = self._worker = Worker(
+            self.app, store, card, bell=bell, tell=self._wake.ring,
+            takes_jobs=self.options.takes_jobs, plans_ticks=self.options.plans_ticks,
+        )
+        heartbeat = Heartbeat(
+            lambda: self.app.open_store("pgcron heartbeat", size=1),
+            card.id,
+            self.app.settings.lease.total_seconds(),
+            report=self._condition,
+            tell=self._wake.ring,
+        )
+        self._heartbeat = heartbeat
+        try:
+            heartbeat.start()
+            self.app.events.send("worker_started", worker=card)
+            self._loop(worker, heartbeat)
+        finally:
+            heartbeat.stop()
+            self._leave(worker, bell)
+        return self.exit_code
+
+    # The loop
+
+    def _loop(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Call `worker.step()` until the worker is stopping and nothing runs any more, or the grace is over."""
+        while True:
+            # First of all: the worker logs what it writes, and whoever sees a job done may send a signal.
+            self._signals.keep()
+            self._streams.keep()
+            wait = worker.step()
+            self._heed(worker, heartbeat)
+            if self._ends is not None and monotonic() >= self._ends:
+                self.is_over = True
+                self._stop(worker, f"{self.options.max_seconds:g} s are over")
+            if self.options.drain and not worker.stopping:
+                self._look_at_drain(worker)
+            if worker.stopping:
+                if worker.is_idle() or self._grace_is_over(worker):
+                    return
+                wait = min(wait, 1.0, max(0.0, (self._deadline or 0.0) - monotonic()))
+            if self._ends is not None:
+                wait = min(wait, max(0.0, self._ends - monotonic()))
+            self._sleep(worker, wait)
+
+    def _sleep(self, worker: Worker, seconds: float) -> None:
+        # Who stops does not listen: what has been rung would end every sleep.
+        fd = worker.bell.fileno() if worker.bell is not None and not worker.stopping else None
+        self._wake.wait(seconds, () if fd is None else (fd,))
+
+    def _heed(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Act on what signals, the heartbeat and the parent have noted."""
+        for number in self._signals:
+            self._heed_signal(worker, number)
+        if heartbeat.failure is not None:
+            logger.error("the heartbeat stopped; finishing what runs, then ending", exc_info=heartbeat.failure)
+            heartbeat.failure = None
+            self.exit_code = FAILED
+            self._stop(worker, "without a heartbeat its jobs would be taken for a dead worker's")
+        if self._guard.failure is not None:
+            logger.error("the guard of this worker's statements failed, and goes on", exc_info=self._guard.failure)
+            self._guard.failure = None
+        if heartbeat.is_refused:
+            self._become_another(worker, heartbeat)
+        if worker.refused_logins >= MAX_REFUSALS and not worker.stopping:
+            self._locked_out("the password was changed, or the role")
+            self._stop(worker, "no login")
+        self._hear_heart(worker, heartbeat)
+        if self.options.parent not in (None, os.getppid()):
+            self._stop(worker, "the process that started this one is gone")
+        if not self._owns_process and not threading.main_thread().is_alive():
+            self._stop(worker, "the main thread of the program has ended")
+
+    def _hear_heart(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Log if the heartbeat alone cannot reach the database, and give it the listener's connection."""
+        if heartbeat.trouble is None:
+            self._heart_said = None
+        elif self._heart_said is None and _fails_alone(worker, heartbeat):
+            self._heart_said = heartbeat.trouble
+            logger.error(
+                "the heartbeat cannot beat, and without it this worker is taken for dead: %s", heartbeat.trouble
+            )
+            if worker.bell is not None:
+                worker.bell.rest(REST_SECONDS)
+
+    def _become_another(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Register under a new id: this worker was silent for a whole lease, and its jobs were given to others."""
+        if self._next_card is None:
+            logger.warning(
+                "this worker was silent for too long and has been declared dead; what it was running is dropped when it"
+                " ends, and it goes on under a new name"
+            )
+            # Chosen once. A try whose reply is lost may be committed later, and would take our jobs to another id.
+            self._next_card = replace(worker.card, id=uuid.uuid4())
+        card = self._next_card
+        try:
+            worker.become(card)
+        except (DatabaseUnavailable, DatabaseRefused) as error:
+            logger.warning("the new name cannot be written down yet, trying again: %s", error)
+            return  # noted still; the next turn tries again
+        self._next_card = None
+        heartbeat.go_on_as(card.id)
+        if self.options.status is not None:
+            self.options.status.works_as(card.id)
+
+    # Stopping
+
+    def _look_at_drain(self, worker: Worker) -> None:
+        """End a drain that is done, and one that cannot be done because the database refuses its statements."""
+        if worker.refusals >= MAX_REFUSALS:
+            logger.error("the drain ends unfinished, after %d refusals: %s", worker.refusals, worker.refusal)
+            self.exit_code = FAILED
+            self.is_over = True
+            self._stop(worker, "the database refuses its statements")
+        elif _is_drained(worker):
+            self._end_drain(worker)
+
+    def _end_drain(self, worker: Worker) -> None:
+        """Stop, with exit code FAILED if there are outcomes that the database refuses to store."""
+        why = "nothing is due"
+        if refused := worker.unstorable:
+            logger.error("the drain ends, and the outcomes of %s could not be stored", named(refused))
+            if blocked := worker.blocked_tasks:
+                logger.error("for that reason not all jobs of %s were claimed", ", ".join(map(repr, blocked)))
+            why = "the database refuses outcomes"
+            self.exit_code = FAILED
+        self.is_over = True
+        self._stop(worker, why)
+
+    def _heed_signal(self, worker: Worker, number: int) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self.exit_code = FORCED
+                self._deadline = 0.0
+                return
+        # A platform may send SIGTERM to every process and several times: more of them mean nothing more.
+        hint = " Ctrl-C again hands it back now." if number == signal.SIGINT and worker.running else ""
+        self._stop(worker, signal.Signals(number).name, hint)
+
+    def _stop(self, worker: Worker, why: str, hint: str = "") -> None:
+        if worker.stopping:
+            return
+        worker.stop()
+        grace = self.options.grace.total_seconds()
+        self._deadline = monotonic() + grace
+        running = worker.slots.busy
+        doing = f"{running} job{'s' if running != 1 else ''} running, waiting up to {grace:g} s" if running else "idle"
+        logger.info("stopping (%s): %s.%s", why, doing, hint)
+        self.app.events.send("worker_stopping", worker=worker.card)
+        self._wake.ring()
+
+    def _grace_is_over(self, worker: Worker) -> bool:
+        now = monotonic()
+        if self._deadline is not None and now >= self._deadline:
+            return True
+        if now - self._said_at >= 5.0:
+            self._said_at = now
+            logger.info("still running: %s", ", ".join(str(job) for job in list(worker.running.values())[:5]))
+        return False
+
+    def _leave(self, worker: Worker, bell: Bell | None) -> None:
+        """Hand back what is left, delete the worker's row, close everything."""
+        try:
+            left = worker.release()
+            refused = worker.unstorable
+            for job in left:
+                if job in refused:
+                    logger.error("%s ended, and its outcome could not be stored; it runs again", job)
+                else:
+                    logger.warning("%s did not end within the grace; it is handed back and runs again", job)
+            worker.store.forget(worker.id)
+            self.has_left = True
+            if left:
+                worker.store.ring()
+        except PgCronError as error:
+            logger.warning("could not hand back: %s. A living worker rescues it.", error)
+        if worker.slots.busy and "pgcron_lite.contrib.crontab.shell" in sys.modules:
+            # Their jobs run again elsewhere, and these commands would run beside them.
+            sys.modules["pgcron_lite.contrib.crontab.shell"].kill_running()
+        worker.slots.close()
+        worker.scheduler.close(REPORT_SECONDS)
+        if bell is not None:
+            bell.close()
+        self.app.events.send("worker_stopped", worker=worker.card)
+        worker.store.close()
+        self.app.close()
+        self.app.thaw()
+        logger.info("stopped")
+
+    # Watching
+
+    def _start_watchdog(self) -> Watchdog | None:
+        """Have this process ended when it can run no Python for longer than a lease.
+
+        Only where the process is the worker's: elsewhere it is not ours to end.
+        """
+        settings = self.app.settings
+        if not self._owns_process or not settings.hang_exit or settings.is_memory:
+            return None
+        lease = settings.lease.total_seconds()
+        try:
+            return Watchdog(max(lease * 1.25, lease + 3.0))
+        except OSError as error:
+            logger.warning("a job that keeps the interpreter lock (GIL) will not be ended: %s", error)
+            return None
+
+    def _pulse(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.pulse()
+
+    def _condition(self) -> tuple[int, float, bool]:
+        """The condition of this worker, which the heartbeat writes into its row."""
+        worker = self._worker
+        if worker is None:
+            return 0, 0.0, False
+        return worker.slots.busy, monotonic() - worker.turned_at, worker.stopping
+
+    def _watched(self) -> Iterator[tuple[Guarded, float]]:
+        """Yield what the guard watches, each with the seconds that its statements may take."""
+        if self._store is not None:
+            yield self._store, HANG_SECONDS
+        if self._worker is not None and self._worker.bell is not None:
+            yield self._worker.bell, HANG_SECONDS
+        heartbeat = self._heartbeat
+        if heartbeat is not None and heartbeat.store is not None:
+            # Half an interval leaves time to connect and beat again before the lease is over.
+            yield heartbeat.store, max(heartbeat.interval / 2, 1.0)
+
+
+def _fails_alone(worker: Worker, heartbeat: Heartbeat) -> bool:
+    """Return True if the heartbeat has been silent for too long while the loop reaches the database."""
+    # After an outage the loop is often the first to be back, by less than a second.
+    return worker.is_well and heartbeat.trouble_at > worker.well_since and heartbeat.silence > heartbeat.interval * 1.5
+
+
+def _is_drained(worker: Worker) -> bool:
+    try:
+        return worker.drained()
+    except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch):
+        # The next turn meets the same, and says so.
+        worker.look_soon()
+        return False

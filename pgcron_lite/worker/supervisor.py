@@ -1,0 +1,328 @@
+"""A supervisor of several worker processes: starts and restarts them, hands back jobs of dead ones, passes signals on.
+
+The children run the same command; environment variables give them their identity. So the parent knows which worker
+died, and hands its jobs back without waiting for its lease to end. Each child writes its worker id into a pipe to its
+parent and, last of all, that it has ended. An exit code alone proves nothing: a task may call `os._exit(0)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ..clock import monotonic
+from ..errors import OptionError, PgCronError
+from ..job import Job, named
+from .signals import stop_signals
+from .wake import Wake
+
+if TYPE_CHECKING:
+    from ..app import PgCron
+
+logger = logging.getLogger("pgcron_lite")
+
+CHILD, PARENT, STATUS = "PGCRON_WORKER_ID", "PGCRON_SUPERVISOR_PID", "PGCRON_SUPERVISOR_PIPE"
+FIRST_PAUSE, MAX_PAUSE, STEADY_SECONDS = 0.5, 30.0, 60.0
+# After its grace a child hands its jobs back. One that has not done so by then is frozen, or hangs.
+OVERTIME_SECONDS = 4.0
+# How long a child that has handed everything back may take to exit.
+EXIT_SECONDS = 10.0
+# How long the kernel may take to end a child that was killed. One that waits for a disk or a network mount cannot be.
+KILLED_SECONDS = 5.0
+# How long a child may live on after it has closed its pipe without a word: it may be ending.
+CUT_OFF_SECONDS = 5.0
+
+
+def is_child() -> bool:
+    return CHILD in os.environ
+
+
+def take_id() -> uuid.UUID | None:
+    """The identity the parent drew for this process. Taken once: what this process starts is nobody's worker."""
+    given = os.environ.pop(CHILD, None)
+    return None if given is None else uuid.UUID(given)
+
+
+def take_parent() -> int | None:
+    """The id of the process that supervises this one, if any. Given by it, because it may be gone by now."""
+    given = os.environ.pop(PARENT, None)
+    return None if given is None else int(given)
+
+
+def take_status() -> Status | None:
+    """The pipe to the process that supervises this one, if any."""
+    given = os.environ.pop(STATUS, None)
+    with contextlib.suppress(OSError):
+        return None if given is None else Status(int(given))
+    return None
+
+
+class Status:
+    """The child's end of the pipe to its parent. Writing never blocks for long and never raises."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._descriptor = descriptor
+        self._inode = os.fstat(descriptor).st_ino
+
+    def works_as(self, worker: uuid.UUID) -> None:
+        """The name under which this process holds jobs from now on."""
+        self._write(f"id {worker}\n")
+
+    def has_ended(self, code: int, *, has_left: bool, is_over: bool) -> None:
+        """Report an orderly end: whether it has left the table and holds no jobs, and whether not to restart it."""
+        self._write(f"end {code} {int(has_left)} {int(is_over)}\n")
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            # A task may have closed the descriptor, and its number may be that of a file or a connection by now.
+            if os.fstat(self._descriptor).st_ino == self._inode:
+                os.write(self._descriptor, line.encode())
+
+
+def run(app: PgCron, processes: int, grace: float) -> int:
+    """Keep `processes` workers running until a signal stops them. Return the exit code."""
+    if not isinstance(processes, int) or isinstance(processes, bool) or not 1 <= processes <= 256:
+        raise OptionError(f"processes={processes!r}: expected a whole number from 1 to 256")
+    if threading.current_thread() is not threading.main_thread():
+        raise PgCronError(
+            f"run_worker(processes={processes}) was called in the thread {threading.current_thread().name!r}. Only the"
+            " main thread receives the signals that several processes need: call it there, or leave processes out."
+        )
+    return Supervisor(app, processes, grace).run()
+
+
+@dataclass(slots=True)
+class Child:
+    """One place for a process, and what happened in it."""
+
+    process: subprocess.Popen[bytes] | None = None
+    # The name it works under, once it does.
+    id: uuid.UUID | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause: float = FIRST_PAUSE
+    ended_with: int | None = None
+    has_left: bool = False
+    # It has drained its queues, or its time is over: there is nothing to restart it for, whatever its exit code.
+    is_over: bool = False
+    # Since when its pipe is closed, while it has not said that it ends.
+    cut_off_at: float | None = None
+    killed_at: float | None = None
+    _reader: int | None = None
+    _unread: bytes = field(default=b"")
+
+    def start(self) -> None:
+        """Start the process."""
+        reader, writer = os.pipe()
+        name = uuid.uuid4()
+        try:
+            # A session of its own: Ctrl-C on the terminal reaches the parent alone, which passes it on once.
+            self.process = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]],
+                env={**os.environ, CHILD: str(name), PARENT: str(os.getpid()), STATUS: str(writer)},
+                start_new_session=True,
+                pass_fds=(writer,),
+            )
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        os.set_blocking(reader, False)
+        self.id, self.ended_with, self.cut_off_at, self.killed_at = None, None, None, None
+        self.has_left = self.is_over = False
+        self._reader, self._unread = reader, b""
+        self.started_at = monotonic()
+
+    def read(self) -> None:
+        """Read what the process has written into its pipe."""
+        if self._reader is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._reader, 4096):
+                self._unread += piece
+            if self.cut_off_at is None and self.ended_with is None:
+                self.cut_off_at = monotonic()
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            words = line.decode().split()
+            if words[0] == "id":
+                self.id = uuid.UUID(words[1])
+            else:
+                self.ended_with, self.has_left, self.is_over = int(words[1]), words[2] == "1", words[3] == "1"
+
+    def kill(self) -> None:
+        """Kill the process. Its end is seen later, like any other."""
+        assert self.process is not None
+        self.process.kill()
+        self.killed_at = monotonic()
+
+    def close(self) -> int:
+        """Read the rest of the pipe of a process that has ended or was killed; return its exit code."""
+        assert self.process is not None
+        self.read()
+        if self._reader is not None:
+            os.close(self._reader)
+            self._reader = None
+        code, self.process = self.process.returncode, None
+        # None: killed, and still in the kernel. It runs nothing of ours any more.
+        return -signal.SIGKILL if code is None else code
+
+
+class Supervisor:
+    """The parent. It runs no jobs and holds no connection while nothing happens."""
+
+    def __init__(self, app: PgCron, processes: int, grace: float) -> None:
+        self._app = app
+        self._grace = grace
+        self._children = [Child() for _ in range(processes)]
+        self._wake = Wake()
+        self._signals: list[int] = []
+        self._stopping = False
+        self._interrupts = 0
+        self._kill_at: float | None = None
+        self._exit_code = 0
+
+    def run(self) -> int:
+        handlers = {n: signal.signal(n, self._note) for n in (*stop_signals(), signal.SIGCHLD)}
+        logger.info("pgcron_lite: %d worker processes under pid %d", len(self._children), os.getpid())
+        try:
+            while not self._stopping or any(c.process for c in self._children):
+                self._wake.wait(self.step())
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self._wake.close()
+        return self._exit_code
+
+    def step(self) -> float:
+        """Pass signals on, clear up after ended processes, start missing ones. Return the seconds to the next start."""
+        self._pass_signals_on()
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._clear_up(child)
+        self._kill_the_replaced()
+        if self._stopping:
+            self._kill_the_late()
+            # The last one's end is ours: a deploy waits for this process.
+            return 1.0 if any(c.process for c in self._children) else 0.0
+        now = monotonic()
+        for child in self._children:
+            if child.process is None and now >= child.start_at:
+                child.start()
+        waits = [c.start_at - now for c in self._children if c.process is None]
+        return max(0.0, min([5.0, *waits]))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        self._wake.ring()
+
+    def _pass_signals_on(self) -> None:
+        signals, self._signals = self._signals, []
+        for number in signals:
+            if number == signal.SIGCHLD:
+                continue
+            self._stopping = True
+            self._interrupts += number == signal.SIGINT
+            # A second Ctrl-C ends the grace.
+            grace = 0.0 if self._interrupts > 1 else self._grace
+            late_at = monotonic() + grace + OVERTIME_SECONDS
+            self._kill_at = late_at if self._kill_at is None else min(self._kill_at, late_at)
+            for child in self._children:
+                if child.process is not None:
+                    # A child may have been started by nohup, and ignore a SIGHUP.
+                    child.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _kill_the_replaced(self) -> None:
+        """Kill a child whose worker is gone though its process lives: a task has called `os.exec...`."""
+        for child in self._children:
+            child.read()
+            if (
+                child.process is not None and child.ended_with is None and child.cut_off_at is not None
+                and monotonic() - child.cut_off_at > CUT_OFF_SECONDS
+            ):
+                logger.error(
+                    "worker process %s (pid %d) has closed its pipe and lives on, so a task has put another program in"
+                    " its place; killing it", str(child.id)[:8], child.process.pid,
+                )
+                child.kill()
+                child.cut_off_at = math.inf
+
+    def _kill_the_late(self) -> None:
+        """Kill the children that should have ended by now: a frozen process does not react to SIGTERM."""
+        late = monotonic() - (self._kill_at or math.inf)
+        for child in self._children:
+            child.read()
+            if child.process is None:
+                continue
+            if child.killed_at is not None:
+                if monotonic() - child.killed_at > KILLED_SECONDS:
+                    logger.error(
+                        "worker process (pid %d) was killed and is still there, and is left behind",
+                        child.process.pid,
+                    )
+                    self._clear_up(child)
+            elif late > (0.0 if child.ended_with is None else EXIT_SECONDS):
+                logger.error(
+                    "worker process %s (pid %d) did not end within the grace of %g s; killing it",
+                    str(child.id)[:8], child.process.pid, self._grace,
+                )
+                child.kill()
+
+    def _clear_up(self, child: Child) -> None:
+        lived = monotonic() - child.started_at
+        code = child.close()
+        if self._stopping and code in (-signal.SIGTERM, -signal.SIGINT) and child.id is None:
+            # Our signal came before it had a handler for it, so it had not begun.
+            code = 0
+        if self._stopping and code == -signal.SIGTERM and child.has_left:
+            # A second signal came during its exit, when its worker had ended as it should.
+            code = 0
+        if code == 0 and child.ended_with is not None:
+            # A program may drop what run_worker() returns.
+            code = child.ended_with
+        is_well = child.is_over or (code == 0 and (child.ended_with is not None or self._stopping))
+        held = [] if child.id is None or child.has_left else self._hand_back(child.id)
+        if self._stopping or child.is_over:
+            self._exit_code = max(self._exit_code, code if code >= 0 else 1)
+        if not is_well:
+            child.pause = FIRST_PAUSE if lived > STEADY_SECONDS else min(child.pause * 2, MAX_PAUSE)
+            child.start_at = monotonic() + child.pause
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}" + " without stopping" * (code == 0)
+            again = "" if self._stopping else f"; the next one starts in {child.pause:g} s"
+            name = str(child.id)[:8] if child.id is not None else "that was starting"
+            had = f" and held {named(held)}" if held else ""
+            logger.error("worker process %s died (%s) after %.0f s%s%s", name, how, lived, had, again)
+        elif not self._stopping:
+            # It ended by itself. There is nothing to restart it for.
+            self._children = [c for c in self._children if c is not child]
+            self._stopping = not self._children
+
+    def _hand_back(self, worker: uuid.UUID) -> list[Job]:
+        """Hand back the jobs of a dead process now. We saw it end, so its lease need not run out first."""
+        try:
+            store = self._app.open_store("pgcron supervisor", size=1)
+            try:
+                rescued = store.reap([(worker, None)])
+                if rescued:
+                    store.ring()
+            finally:
+                store.close()
+        except PgCronError as error:
+            logger.warning("could not hand back the jobs of a dead process, a living worker will: %s", error)
+            return []
+        for job in rescued:
+            if job.state == "failed":
+                logger.error("%s failed: %s", job, job.error)
+        return rescued

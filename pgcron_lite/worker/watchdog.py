@@ -1,0 +1,238 @@
+"""A small process beside a worker that ends it when it can run no Python any more.
+
+C code that keeps the interpreter lock (GIL) stops every thread of its process: the heartbeat, the loop and the signal
+handlers. One regular expression that backtracks for ever does that. The worker writes a byte into a pipe every few
+seconds, from a thread that never waits for a database; when the bytes stay away, the watchdog makes the worker print
+the tracebacks of all threads and die. A supervisor or the platform starts another, and the job runs alone next time.
+
+Why not a timer inside the worker, such as `faulthandler.dump_traceback_later`: a process that was stopped (SIGSTOP, a
+paused container, a laptop that slept) would find its timer expired and die the moment it goes on. The watchdog counts
+steps of its own running time, and none while the worker is stopped. Of a step in which threads of the worker waited for
+a processor it counts a part only: on a machine that is overloaded, a worker may be well and run no Python for long.
+
+The watchdog is no child of the worker: the process that the worker starts forks and ends. So a task that waits for all
+of its own children (`os.waitpid(-1, 0)`) does not wait for the watchdog, and cannot take its exit status. Only a worker
+that is the first process of a container, which inherits orphans, is the parent of its watchdog all the same.
+
+A task may put another program in the worker's place (`os.exec...`). That one keeps the process id and its time of
+start, but not the worker's end of the pipe, which is closed on exec. So on Linux a process that no longer has it is no
+worker and is left alone, also if a child that was forked before keeps the pipe open.
+
+This file is also the program of that process, where nothing of the package can be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+STEPS = 10
+# The least that a step counts, however overloaded the machine is: a worker that hangs ends after ten times as long.
+LEAST_STEP = 0.1
+# How long the worker may take to print its tracebacks and die, before it is killed.
+KILL_SECONDS = 10.0
+STANDARD_ERROR = 2
+PULSE, END = b".", b"q"
+
+
+class Watchdog:
+    """The watchdog of this process, told to end it after `seconds` without a pulse."""
+
+    def __init__(self, seconds: float) -> None:
+        from . import gevent_support
+
+        self._step = seconds / STEPS
+        self._pulse_at = 0.0
+        reader, self._writer = os.pipe()
+        try:
+            # Not subprocess.Popen: under gevent that makes the event loop wait for every child of this process, those
+            # of tasks included.
+            spawn: Callable[..., int] = gevent_support.unpatched(os, "posix_spawn")
+            starter = spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self._step), str(self._writer)],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                ],
+            )
+            _wait_for(starter)
+        except BaseException:
+            os.close(self._writer)
+            raise
+        finally:
+            os.close(reader)
+        os.set_blocking(self._writer, False)
+        self._inode = os.fstat(self._writer).st_ino
+        _dump_tracebacks_on_abort()
+
+    def pulse(self) -> None:
+        """Say that Python runs here. Never blocks, never raises."""
+        now = time.monotonic()
+        if now >= self._pulse_at:
+            self._pulse_at = now + self._step
+            self._write(PULSE)
+
+    def close(self) -> None:
+        """End the watch. The watchdog ends a moment later."""
+        writer = self._writer
+        self._write(END)
+        self._writer = -1
+        if writer >= 0:
+            with contextlib.suppress(OSError):
+                os.close(writer)
+
+    def _write(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):
+            # A task may have closed the descriptor, and its number may be that of a file or a connection by now.
+            if os.fstat(self._writer).st_ino == self._inode:
+                os.write(self._writer, what)
+
+
+def _wait_for(starter: int) -> None:
+    """Wait until the process that starts the watchdog has forked it and ended."""
+    from . import gevent_support
+
+    wait: Callable[[int, int], tuple[int, int]] = gevent_support.unpatched(os, "waitpid")
+    # The program may have a handler that waits for every child.
+    with contextlib.suppress(ChildProcessError):
+        _, status = wait(starter, 0)
+        if status != 0:
+            raise OSError(f"the watchdog could not be started (status {status})")
+
+
+def _dump_tracebacks_on_abort() -> None:
+    """Let SIGABRT print the tracebacks of all threads, from C, and then end the process."""
+    if os.getpid() == 1:
+        # The first process of a container is not ended by a signal's default action, so the handler has to do it.
+        faulthandler.disable()
+        libc = ctypes.CDLL(None)
+        libc.signal(int(signal.SIGABRT), ctypes.cast(libc._exit, ctypes.c_void_p))
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=STANDARD_ERROR, all_threads=True)
+
+
+# The other process
+
+
+class Watched:
+    """The worker: one process, and one program in it, however long others keep its id."""
+
+    def __init__(self, pid: int, writer: int) -> None:
+        self.pid = pid
+        self._writer = writer
+        _, self._began = look_at(pid)
+        # Empty where descriptors of others cannot be seen. Then a program that took the worker's place is not noticed.
+        self._pipe = self._link()
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the worker is gone, also if another process has its id now or another program its process."""
+        state, began = look_at(self.pid)
+        return state in ("", "Z", "X") or began != self._began or (self._pipe != "" and self._link() != self._pipe)
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if it is stopped by a signal or a debugger."""
+        return look_at(self.pid)[0] in ("T", "t")
+
+    def _link(self) -> str:
+        """The pipe that its descriptor leads to, by name."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/fd/{self._writer}")
+        except OSError:
+            return ""
+
+
+def start(worker: int, step: float, writer: int) -> None:
+    """Fork, and watch from the child alone."""
+    # A platform may send these to every process of a service. The worker decides when it ends.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # The worker waits for this process, so it is the one that has this id.
+    watched = Watched(worker, writer)
+    if os.fork() != 0:
+        os._exit(0)
+    # A session of its own, out of reach of Ctrl-C, and no descriptors of the worker.
+    os.setsid()
+    os.closerange(3, 4096)
+    watch(watched, step)
+
+
+def watch(worker: Watched, step: float) -> None:
+    """Read pulses from standard input until the worker ends, or has to be ended."""
+    silent, silent_since = 0.0, time.monotonic()
+    while not worker.has_ended:
+        looked_at, waited = time.monotonic(), waited_for_processors(worker.pid)
+        # A step counts as one however long it took: this process may have been stopped as well.
+        has_pulse = bool(select.select([0], [], [], step)[0])
+        if has_pulse:
+            read = os.read(0, 4096)
+            if not read or END in read:
+                return
+        now = time.monotonic()
+        if has_pulse or worker.is_stopped:
+            silent, silent_since = 0.0, now
+            continue
+        share = (waited_for_processors(worker.pid) - waited) / (now - looked_at)
+        silent += min(1.0, max(LEAST_STEP, 1.0 - share))
+        if silent >= STEPS:
+            return end(worker, now - silent_since)
+
+
+def end(worker: Watched, seconds: float) -> None:
+    """Make `worker` print its tracebacks and die."""
+    if worker.has_ended:
+        return
+    message = (
+        f"pgcron_lite: worker process {worker.pid} could run no Python for {seconds:.0f} s, because a job keeps the"
+        " interpreter lock (GIL). It is ended here; the tracebacks of its threads follow. PGCRON_HANG_EXIT=no switches"
+        " this off.\n"
+    )
+    with contextlib.suppress(OSError):
+        os.write(STANDARD_ERROR, message.encode())
+    os.kill(worker.pid, signal.SIGABRT)
+    deadline = time.monotonic() + KILL_SECONDS
+    while not worker.has_ended:
+        if time.monotonic() > deadline:
+            os.kill(worker.pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def waited_for_processors(process: int) -> float:
+    """Return for how many seconds in all the threads of `process` were ready to run and had no processor."""
+    waited = 0
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{process}/task/{thread}/schedstat") as stat:
+                waited += int(stat.read().split()[1])
+    return waited / 1e9
+
+
+def look_at(process: int) -> tuple[str, str]:
+    """The state of a process, as one letter, and when it began. Both are empty if there is no such process."""
+    if os.path.exists("/proc/self/stat"):
+        try:
+            with open(f"/proc/{process}/stat", encoding="latin-1") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except OSError:
+            return "", ""
+        return fields[0], fields[19]
+    asked = subprocess.run(
+        ["ps", "-o", "state=,lstart=", "-p", str(process)], capture_output=True, text=True, check=False
+    )
+    state, _, began = asked.stdout.strip().partition(" ")
+    return state[:1], began.strip()
+
+
+if __name__ == "__main__":
+    start(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,606 @@
+"""Where the last claim ended: when a claim may start there, and that nothing is taken twice or left for ever by it."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg.rows import tuple_row
+from support import eventually
+from test_plans import ExplainingStore, indexes, pages, shown
+
+from pgcron_lite import PgCron
+from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard, hand_back
+from pgcron_lite.memory import MemoryStore
+from pgcron_lite.pg import claim_cursor as claim_cursor_module
+from pgcron_lite.pg.claim_cursor import BUSY_SHARE, IDLE_SHARE, MAX_SECONDS, ROW_SECONDS, SERIES, ClaimCursor
+from pgcron_lite.pg.connection import Connection
+from pgcron_lite.pg.pool import Pool
+from pgcron_lite.pg.prepared import Answer, Values
+from pgcron_lite.pg.store import PostgresStore
+from pgcron_lite.pg.url import parse_url
+from pgcron_lite.worker.loop import Worker
+
+ME = uuid.UUID(int=1)
+EXPENSIVE = 0.02
+
+
+class Moment:
+    """A clock for `claim_cursor` alone."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> Moment:
+    moment = Moment()
+    monkeypatch.setattr(claim_cursor_module, "monotonic", moment.monotonic)
+    monkeypatch.setattr(claim_cursor_module, "EXPENSIVE_SECONDS", EXPENSIVE)
+    return moment
+
+
+def some_jobs(count: int, **options: Any) -> list[Job]:
+    store = MemoryStore()
+    store.enqueue([NewJob("add", **options)] * count)
+    return store.claim(ME, uuid.uuid4(), ["*"], ["add"], count)
+
+
+def looked(seconds: float, count: int = 1, generation: int = 1) -> ClaimCursor:
+    """Marks after a look from the beginning that cost the server so long beside what it brought."""
+    claim_cursor = ClaimCursor()
+    claim_cursor.begin(some_jobs(count), seconds + count * ROW_SECONDS, generation)
+    return claim_cursor
+
+
+# The values
+
+
+def test_the_first_claim_starts_at_the_beginning(moment: Moment) -> None:
+    claim_cursor = ClaimCursor()
+
+    assert not claim_cursor.hold(1000, 1)
+    assert not claim_cursor.hold(1000, -1)
+    assert claim_cursor.pause == 0.0
+
+
+def test_a_look_that_brought_nothing_leaves_nothing_to_start_at(moment: Moment) -> None:
+    claim_cursor = ClaimCursor()
+    claim_cursor.begin([], 5.0, 1)
+
+    assert not claim_cursor.hold(1000, 1)
+
+
+def test_after_a_cheap_look_the_marks_serve_a_series_of_large_claims_alone(moment: Moment) -> None:
+    claim_cursor = looked(EXPENSIVE / 2)
+
+    assert claim_cursor.hold(SERIES, 1)
+    assert not claim_cursor.hold(SERIES - 1, 1)
+    assert claim_cursor.pause == 0.0
+
+
+def test_after_a_dear_look_they_serve_any_claim(moment: Moment) -> None:
+    claim_cursor = looked(EXPENSIVE * 2)
+
+    assert claim_cursor.hold(1, 1)
+    assert claim_cursor.pause > 0.0
+
+
+def test_what_many_rows_take_does_not_make_a_look_dear(moment: Moment) -> None:
+    claim_cursor = ClaimCursor()
+    claim_cursor.begin(some_jobs(500), 500 * ROW_SECONDS + EXPENSIVE / 2, 1)
+
+    assert not claim_cursor.is_expensive
+
+
+def test_over_another_connection_nothing_is_known(moment: Moment) -> None:
+    claim_cursor = looked(EXPENSIVE * 2, generation=1)
+
+    assert claim_cursor.hold(1000, 1)
+    assert not claim_cursor.hold(1000, 2)
+
+
+@pytest.mark.parametrize("cost", [0.001, EXPENSIVE * 2, 0.5, 60.0])
+def test_the_dearer_a_look_was_the_later_is_the_next_and_never_is_it_late(moment: Moment, cost: float) -> None:
+    claim_cursor = looked(cost)
+    window = min(cost * BUSY_SHARE, MAX_SECONDS)
+
+    moment.now += window * 0.99
+    assert claim_cursor.hold(1000, 1)
+    moment.now += window * 0.02
+    assert not claim_cursor.hold(1000, 1)
+
+    assert window <= 1.0
+
+
+@pytest.mark.parametrize("cost", [EXPENSIVE * 2, 0.1, 60.0])
+def test_a_worker_with_nothing_to_do_looks_again_sooner(moment: Moment, cost: float) -> None:
+    claim_cursor = looked(cost)
+
+    assert claim_cursor.pause == pytest.approx(min(cost * IDLE_SHARE, MAX_SECONDS))
+    moment.now += MAX_SECONDS
+    assert claim_cursor.pause == 0.0
+
+
+def test_a_cheap_look_takes_back_that_looks_are_dear(moment: Moment) -> None:
+    claim_cursor = looked(1.0)
+
+    claim_cursor.begin([], 0.001, 1)
+
+    assert not claim_cursor.is_expensive
+    assert claim_cursor.pause == 0.0
+
+
+def test_a_mark_is_the_last_job_of_each_level(moment: Moment) -> None:
+    claim_cursor = ClaimCursor()
+    low, high, mail = some_jobs(3), some_jobs(2, priority=9), some_jobs(1, queue="mail")
+
+    claim_cursor.advance([*high, *low, *mail])
+
+    assert claim_cursor.last == {
+        ("default", 9): (high[-1].execute_after, high[-1].id),
+        ("default", 0): (low[-1].execute_after, low[-1].id),
+        ("mail", 0): (mail[-1].execute_after, mail[-1].id),
+    }
+
+
+def test_a_look_that_brought_something_forgets_the_levels_it_did_not_come_to(moment: Moment) -> None:
+    claim_cursor = ClaimCursor()
+    claim_cursor.advance(some_jobs(1, queue="mail"))
+
+    claim_cursor.begin(some_jobs(1), 0.001, 1)
+
+    assert list(claim_cursor.last) == [("default", 0)]
+
+
+def test_a_look_that_brought_nothing_forgets_nothing(moment: Moment) -> None:
+    claim_cursor = looked(1.0)
+    before = dict(claim_cursor.last)
+
+    claim_cursor.begin([], 1.0, 1)
+
+    assert claim_cursor.last == before
+    assert before
+
+
+# On PostgreSQL, where every look is dear until the test says otherwise
+
+
+class Watched(PostgresStore):
+    """Notes where its claims start."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.starts: list[str] = []
+
+    def _claim(self, *args: Any) -> Any:
+        self.starts.append("marks" if args[-1] else "beginning")
+        return super()._claim(*args)
+
+
+@pytest.fixture
+def every_look_is_dear(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Claims start at the marks once there are any. The answer ends that, as time does."""
+    monkeypatch.setattr(claim_cursor_module, "EXPENSIVE_SECONDS", -1.0)
+    monkeypatch.setattr(claim_cursor_module, "ROW_SECONDS", 0.0)
+    for name, value in {"BUSY_SHARE": 1e9, "IDLE_SHARE": 1e9, "MAX_SECONDS": 3600.0}.items():
+        monkeypatch.setattr(claim_cursor_module, name, value)
+    return lambda: monkeypatch.setattr(claim_cursor_module, "MAX_SECONDS", 0.0)
+
+
+@pytest.fixture
+def make_store(pg_url: str) -> Iterator[Callable[[], Watched]]:
+    made: list[Watched] = []
+
+    def make() -> Watched:
+        made.append(Watched(parse_url(pg_url, application="pgcron marks"), rings=False))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: Callable[[], Watched], every_look_is_dear: Callable[[], None]) -> Watched:
+    return make_store()
+
+
+@pytest.fixture
+def other(make_store: Callable[[], Watched]) -> Watched:
+    """For all but the claims."""
+    return make_store()
+
+
+def enqueue(store: PostgresStore, count: int = 1, **options: Any) -> list[int]:
+    return store.enqueue([NewJob("add", **options)] * count)
+
+
+def claim(store: PostgresStore, limit: int = 100, queues: Sequence[str] = ("*",)) -> list[int]:
+    return [job.id for job in claimed(store, limit, queues)]
+
+
+def claimed(store: PostgresStore, limit: int = 100, queues: Sequence[str] = ("*",)) -> list[Job]:
+    return store.claim(ME, uuid.uuid4(), queues, ["add"], limit)
+
+
+def test_claims_that_start_at_the_marks_take_each_job_once_and_in_order(store: Watched) -> None:
+    urgent = enqueue(store, 30, priority=5)
+    ids = [*enqueue(store, 400), *enqueue(store, 100)]
+
+    taken = []
+    while batch := claim(store, 37):
+        taken += batch
+
+    assert taken == urgent + ids
+    # The first looks from the beginning, all others start where the one before them ended.
+    assert store.starts[:2] == ["beginning", "marks"]
+    assert store.starts.count("beginning") <= 3
+
+
+def test_jobs_due_at_the_same_moment_are_told_apart_by_their_ids(store: Watched) -> None:
+    moment = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    ids = enqueue(store, 50, execute_after=moment)
+
+    taken = [job_id for _ in range(10) for job_id in claim(store, 5)]
+
+    assert taken == ids
+    assert store.starts == ["beginning"] + ["marks"] * 9
+
+
+def test_two_claimers_with_marks_of_their_own_share_the_jobs(
+    every_look_is_dear: Callable[[], None], make_store: Callable[[], Watched]
+) -> None:
+    stores = [make_store() for _ in range(3)]
+    ids = enqueue(stores[0], 900)
+    taken: list[list[int]] = [[] for _ in stores]
+
+    def work(store: Watched, into: list[int]) -> None:
+        while batch := claim(store, 11):
+            into += batch
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(stores, taken, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert sorted(job_id for each in taken for job_id in each) == ids
+    assert all(each == sorted(each) for each in taken)
+    assert any("marks" in store.starts for store in stores)
+
+
+def test_what_is_handed_back_and_claimed_again_has_a_new_claim_each_time(
+    store: Watched, every_look_is_dear: Callable[[], None]
+) -> None:
+    ids = enqueue(store, 20)
+    first = claimed(store, 10)
+    store.settle([hand_back(job) for job in first])
+
+    # It lies before the marks.
+    assert claim(store, 20) == ids[10:]
+    assert claim(store, 20) == []
+    every_look_is_dear()
+    again = claimed(store, 20)
+
+    assert [job.id for job in again] == ids[:10]
+    assert {job.attempt for job in again} == {1}
+    assert {job.claim for job in again}.isdisjoint({job.claim for job in first})
+
+
+def test_a_job_that_commits_late_is_found_by_a_look_from_the_beginning(
+    store: Watched, other: Watched, every_look_is_dear: Callable[[], None]
+) -> None:
+    with psycopg.connect(other.address.conninfo) as conn:
+        row = conn.execute("select pgcron.enqueue('add', ring => false)").fetchone()
+        assert row is not None
+        ids = enqueue(other, 3)
+        assert claim(store) == ids
+        conn.commit()
+
+    # It was due before what the marks stand at.
+    assert claim(store) == []
+    assert store.starts == ["beginning", "marks"]
+    every_look_is_dear()
+    assert claim(store) == [row[0]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"execute_after": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"priority": 7},
+        {"priority": -7},
+        {"queue": "mail"},
+    ],
+    ids=["due long ago", "more urgent", "less urgent", "another queue"],
+)
+def test_what_does_not_lie_behind_a_mark_is_found_by_a_look_from_the_beginning(
+    store: Watched, every_look_is_dear: Callable[[], None], options: Any
+) -> None:
+    enqueue(store, 5)
+    claim(store)
+    late = enqueue(store, **options)
+    behind = enqueue(store)
+
+    assert claim(store) == behind
+    assert claim(store) == []
+    every_look_is_dear()
+
+    assert claim(store) == late
+
+
+def test_a_job_made_due_by_hand_is_found(
+    store: Watched, other: Watched, every_look_is_dear: Callable[[], None]
+) -> None:
+    ids = enqueue(store, 3)
+    deferred = enqueue(store, execute_after=timedelta(hours=1))
+    assert claim(store) == ids
+    with psycopg.connect(other.address.conninfo, autocommit=True) as conn:
+        conn.execute("update pgcron.jobs set execute_after = created_at - interval '1 min' where state = 'queued'")
+
+    assert claim(store) == []
+    every_look_is_dear()
+    assert claim(store) == deferred
+
+
+def test_a_worker_with_nothing_at_its_marks_is_told_when_to_look_from_the_beginning(
+    store: Watched, every_look_is_dear: Callable[[], None]
+) -> None:
+    enqueue(store, 3)
+    enqueue(store, execute_after=timedelta(days=3))
+    claim(store)
+    assert claim(store) == []
+
+    # Not for three days: something may lie before the marks.
+    due = store.next_due(["*"], ["add"])
+    assert due is not None
+    assert 0 < due <= 3600
+    every_look_is_dear()
+    assert store.next_due(["*"], ["add"]) == 0
+    assert claim(store) == []
+    assert store.starts == ["beginning", "marks", "beginning"]
+    assert_due_in_days(store)
+
+
+def test_a_look_from_the_beginning_that_found_all_there_was_is_not_made_again_however_dear_it_was(
+    store: Watched,
+) -> None:
+    enqueue(store, execute_after=timedelta(days=3))
+
+    # Nothing is owed: what comes now rings, or is found by the poll.
+    assert claim(store) == []
+    assert_due_in_days(store)
+    ids = enqueue(store, 3)
+    assert claim(store) == ids
+    assert store.starts == ["beginning", "beginning"]
+    assert_due_in_days(store)
+
+
+@pytest.mark.usefixtures("every_look_is_dear")
+def test_a_queue_is_not_called_drained_by_a_look_at_the_marks(store: Watched, pg_url: str) -> None:
+    app = PgCron("marks", url=pg_url)
+    app.task(lambda: None, name="add")
+    card = WorkerCard(ME, "host", 1, ("*",), 2, "threads", "0")
+    store.register(card)
+    worker = Worker(app, store, card)
+    enqueue(store, 3)
+    eventually(lambda: worker.drained() or worker.step() < 0)
+    # On a level of which the marks know nothing.
+    (urgent,) = enqueue(store, priority=7)
+
+    is_drained = worker.drained()
+    eventually(lambda: worker.drained() or worker.step() < 0)
+    worker.slots.close()
+    app.close()
+
+    assert not is_drained
+    ended = store.get(urgent)
+    assert ended is not None
+    assert ended.state == "done"
+
+
+def assert_due_in_days(store: PostgresStore) -> None:
+    __tracebackhide__ = True
+    due = store.next_due(["*"], ["add"])
+    assert due is not None
+    assert due > 24 * 3600
+
+
+def test_no_look_from_the_beginning_is_put_off_for_longer_than_a_second() -> None:
+    assert MAX_SECONDS <= 1.0
+
+
+def test_a_claim_that_finds_too_little_at_the_marks_fills_up_from_the_beginning_while_that_is_cheap(
+    make_store: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `nothing_is_expensive` holds; the window lasts for as long as this test.
+    monkeypatch.setattr(claim_cursor_module, "ROW_SECONDS", 0.0)
+    for name, value in {"BUSY_SHARE": 1e9, "MAX_SECONDS": 3600.0}.items():
+        monkeypatch.setattr(claim_cursor_module, name, value)
+    store = make_store()
+    enqueue(store, SERIES)
+    claim(store, SERIES)
+    early = enqueue(store, execute_after=datetime(2026, 1, 1, tzinfo=UTC))
+    behind = enqueue(store, 3)
+
+    assert sorted(claim(store, SERIES)) == sorted(early + behind)
+    assert store.starts == ["beginning", "marks", "beginning"]
+
+
+def test_a_claim_that_finds_too_little_looks_from_the_beginning_once_the_shorter_pause_is_over(
+    store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue(store, 3)
+    claim(store)
+    early = enqueue(store, execute_after=datetime(2026, 1, 1, tzinfo=UTC))
+    behind = enqueue(store, 4)
+
+    # Dear still, but there is nothing better to do. A claim that gets all it wants has something better to do.
+    monkeypatch.setattr(claim_cursor_module, "IDLE_SHARE", 0.0)
+
+    assert claim(store, 2) == behind[:2]
+    assert store.starts == ["beginning", "marks"]
+    assert sorted(claim(store)) == sorted(early + behind[2:])
+    assert store.starts == ["beginning", "marks", "marks", "beginning"]
+
+
+def test_a_paused_queue_gives_nothing_at_the_marks_either(
+    store: Watched, every_look_is_dear: Callable[[], None]
+) -> None:
+    ids = enqueue(store, 20)
+    assert claim(store, 10) == ids[:10]
+    store.pause("default")
+
+    assert claim(store, 10) == []
+
+    store.resume("default")
+    assert claim(store, 10) == ids[10:]
+    assert store.starts == ["beginning", "marks", "marks"]
+
+
+def test_marks_of_queues_that_are_not_asked_for_give_nothing(store: Watched) -> None:
+    enqueue(store, 2)
+    mail = enqueue(store, 4, queue="mail")
+    enqueue(store, 2)
+    assert len(claim(store, 3)) == 3
+
+    taken = claim(store, queues=["mail"])
+
+    assert set(taken) <= set(mail)
+    assert "marks" in store.starts
+
+
+def test_what_is_not_due_yet_is_not_taken_at_the_marks(store: Watched) -> None:
+    enqueue(store, 3)
+    claim(store)
+    enqueue(store, execute_after=timedelta(hours=1))
+
+    assert claim(store) == []
+    assert store.starts == ["beginning", "marks"]
+
+
+def test_a_new_connection_starts_at_the_beginning(store: Watched, other: Watched) -> None:
+    ids = enqueue(other, 20)
+    assert claim(store, 5) == ids[:5]
+    assert claim(store, 5) == ids[5:10]
+
+    store.close()
+
+    assert claim(store, 5) == ids[10:15]
+    # Which connection a claim will have is known when it has it: this one still started at the marks.
+    assert claim(store, 5) == ids[15:]
+    assert store.starts == ["beginning", "marks", "marks", "beginning"]
+
+
+def take_ten(store: PostgresStore, claim_cursor: Any) -> list[tuple[Any, ...]]:
+    """What a claim brings that starts at `claim_cursor`: a row for each job, and one more."""
+    with store._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, claim_cursor) as answer:
+        pass
+    return answer.rows()
+
+
+def ids_taken(store: PostgresStore, claim_cursor: Any) -> list[int]:
+    return sorted(row[0] for row in take_ten(store, claim_cursor)[:-1])
+
+
+class CountingLink(Connection):
+    """Counts the entries of the index of waiting jobs that a statement meets, of the living and of the dead."""
+
+    entries = 0
+
+    @contextmanager
+    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        answer = Answer()
+        yield answer
+        with self.transaction() as conn:
+            rows = conn.cursor(row_factory=tuple_row).execute(query, values).fetchall()
+            (met,) = conn.execute("select pg_stat_get_xact_tuples_returned('pgcron.jobs_waiting'::regclass)").fetchall()
+        self.entries = met[0]
+        answer.count, answer.rows = len(rows), lambda: rows
+
+
+@pytest.mark.row(69)
+def test_while_an_old_snapshot_is_held_a_claim_at_the_marks_does_not_walk_over_what_has_passed(
+    store: Watched, other: Watched, pg_url: str
+) -> None:
+    passing, batch = 3000, 500
+    with psycopg.connect(pg_url, autocommit=True) as conn:
+        conn.execute("alter table pgcron.jobs set (autovacuum_enabled = off)")
+    with psycopg.connect(pg_url) as dump:
+        dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        dump.execute("select count(*) from pgcron.jobs")
+        enqueue(other, passing)
+        for _ in range(passing // batch):
+            jobs = claimed(store, batch)
+            assert len(store.settle([Outcome(j.id, j.claim, "done") for j in jobs if j.claim])) == batch
+        ids = enqueue(other, 30)
+        counting = PostgresStore(parse_url(pg_url, application="pgcron counting"), rings=False)
+        connection = CountingLink(counting.address, counting.schema)
+        counting.pool = Pool(lambda: connection, 1)
+
+        at_the_marks = ids_taken(counting, store._claim_cursor.last)
+        few = connection.entries
+        from_the_beginning = ids_taken(counting, {})
+        many = connection.entries
+        counting.close()
+
+        # Each entry that has passed costs a visit of its row, for as long as the snapshot might want to see it.
+        assert many > passing
+        assert few <= 30
+        # And both found what there is, and the rest is found as well.
+        assert at_the_marks + from_the_beginning == ids[:20]
+        assert claim(store, 100) == ids[20:]
+
+
+@pytest.mark.row(69)
+def test_a_claim_at_the_marks_touches_few_pages_while_an_old_snapshot_is_held(
+    store: Watched, other: Watched, pg_url: str
+) -> None:
+    with psycopg.connect(pg_url, autocommit=True) as conn:
+        conn.execute("alter table pgcron.jobs set (autovacuum_enabled = off)")
+    with psycopg.connect(pg_url) as dump:
+        dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        dump.execute("select count(*) from pgcron.jobs")
+        for _ in range(6):
+            # Long rows, so that few of them share a page.
+            enqueue(other, 250, args=json.dumps({"text": "x" * 1500}))
+            jobs = claimed(store, 250)
+            store.settle([Outcome(j.id, j.claim, "done") for j in jobs if j.claim])
+        enqueue(other, 30)
+        explaining = ExplainingStore(parse_url(pg_url, application="pgcron plans"), rings=False)
+
+        take_ten(explaining, store._claim_cursor.last)
+        at_the_marks = explaining.plan
+        take_ten(explaining, {})
+        from_the_beginning = explaining.plan
+        explaining.close()
+
+        assert "jobs_waiting" in indexes(at_the_marks), shown(at_the_marks)
+        assert pages(at_the_marks) < 300, shown(at_the_marks)
+        assert pages(from_the_beginning) > pages(at_the_marks) + 250, shown(from_the_beginning)
+
+
+def test_a_worker_finds_a_late_commit_though_every_look_is_dear(
+    make_store: Callable[[], Watched], other: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_cursor_module, "EXPENSIVE_SECONDS", -1.0)
+    monkeypatch.setattr(claim_cursor_module, "ROW_SECONDS", 0.0)
+    store = make_store()
+    with psycopg.connect(other.address.conninfo) as conn:
+        row = conn.execute("select pgcron.enqueue('add', ring => false)").fetchone()
+        assert row is not None
+        enqueue(other, 5)
+        assert len(claim(store, 5)) == 5
+        conn.commit()
+
+    # With the shares as they are: nothing is said about when, but that it comes.
+    assert eventually(lambda: claim(store, 5), within=30) == [row[0]]

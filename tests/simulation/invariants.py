@@ -1,0 +1,283 @@
+"""Everything that must hold, checked after each event of a world.
+
+`Ledger` follows each change of each row, and each execution, and raises `Violation` at the first that is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pgcron_lite.job import Job
+from pgcron_lite.schedules import schedule
+
+from .app import TICK_SECONDS
+from .database import Change, Effects
+from .world import World
+
+if TYPE_CHECKING:
+    from .processes import Process
+
+# How long a job may be `running` while no worker runs it, counted from the last fault of any kind.
+STRANDED_SECONDS = 60.0
+
+LEGAL = {
+    (None, "queued"), ("queued", "running"), ("queued", "cancelled"), ("queued", None),
+    ("running", "queued"), ("running", "done"), ("running", "failed"), ("running", "cancelled"),
+}  # fmt: skip
+
+
+class Violation(AssertionError):
+    """An invariant does not hold. `kind` is its short name."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+        self.text = text
+
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+        return Violation, (self.kind, self.text)
+
+
+class Ledger:
+    """What was acknowledged, what ran, and what the rows must say because of it."""
+
+    def __init__(self, world: World, lease: float) -> None:
+        self.world = world
+        self.lease = lease
+        self.acknowledged: dict[int, int] = {}
+        self.processes: list[Process] = []
+        # The process behind each name that a worker had.
+        self.owners: dict[uuid.UUID, Process] = {}
+        self._nonces = 0
+        self._ids_of: dict[int, int] = {}
+        self._ticks: dict[tuple[str, str], int] = {}
+        self._attempts: dict[int, int] = defaultdict(int)
+        self._begun: set[tuple[int, uuid.UUID]] = set()
+        self._executed: dict[int, int] = defaultdict(int)
+        self._stranded: dict[tuple[int, uuid.UUID | None], float] = {}
+        self._fresh: list[Effects] = []
+
+    # What happens
+
+    def new_nonce(self) -> int:
+        self._nonces += 1
+        return self._nonces
+
+    def acknowledge(self, producer: str, ids: Sequence[int], nonces: Sequence[int]) -> None:
+        """A producer was told that its jobs are stored under these ids."""
+        for job_id, nonce in zip(ids, nonces, strict=True):
+            job = self.world.database.get(job_id)
+            if job is None or _nonce(job) != nonce:
+                raise Violation(
+                    "not stored", f"{producer} was told that job #{job_id} is stored; that row is {_told(job)}"
+                )
+            self.acknowledged[nonce] = job_id
+
+    def heed(self, effects: Effects) -> None:
+        """A statement was committed."""
+        self._fresh.append(effects)
+        if effects.verb == "register":
+            self.owners[effects.args[0].id] = next(p for p in self.processes if p.name == effects.actor)
+
+    def begins(self, process: Process, job: Job) -> None:
+        """A worker starts to execute a claimed job."""
+        assert job.claim is not None
+        if (job.id, job.claim) in self._begun:
+            raise Violation("run twice", f"{process.name} runs {job} twice under one claim")
+        self._begun.add((job.id, job.claim))
+        row = self.world.database._jobs.get(job.id)
+        is_ours = row is not None and row.state == "running" and row.claim == job.claim
+        # Who was declared dead does not know it yet; it could not know that the row is another's.
+        if not is_ours and job.worker in self.world.database._workers and job.worker == process.id:
+            raise Violation("not the owner", f"{process.name}, which is alive, starts {job}; the row is {_told(row)}")
+
+    def ends(self, job: Job) -> None:
+        """A worker has executed a job to its end."""
+        self._executed[job.id] += 1
+
+    # What must hold
+
+    def check(self) -> None:
+        """After each event."""
+        if self._fresh:
+            for effects in self._fresh:
+                for change in effects.jobs:
+                    self._check_change(effects, change)
+                if effects.verb == "reap":
+                    self._check_reap(effects)
+            self._fresh.clear()
+        if self._stranded or self.world.database._held:
+            self._check_running()
+
+    def _check_change(self, effects: Effects, change: Change) -> None:
+        before, after = change.before, change.after
+        states = (before and before.state, after and after.state)
+        if before is not None and after is not None and before.state == after.state:
+            self._check_same_state(effects, before, after)
+        elif states not in LEGAL:
+            raise Violation("illegal move", f"{effects.verb} of {effects.actor} moves #{change.job_id} {states}")
+        if before is None and after is not None:
+            self._check_new(effects, after)
+        elif after is None:
+            if before is not None and schedule.SCHEDULE not in before.headers:
+                raise Violation("lost", f"{effects.verb} of {effects.actor} deletes {before}")
+        elif before is not None and before.state == "running":
+            self._check_owned(effects, before, after)
+        if after is not None:
+            self._check_attempts(effects, change.job_id, before, after)
+            if after.is_final:
+                self._check_executions(change.job_id, after)
+
+    def _check_same_state(self, effects: Effects, before: Job, after: Job) -> None:
+        """Rows change without a move only when a worker goes on under a new name, and when a waiting run is woken."""
+        if before.state == "running" and (before.claim != after.claim or effects.verb != "register"):
+            raise Violation("two owners", f"{effects.verb} of {effects.actor} takes {before} from its owner")
+
+    def _check_new(self, effects: Effects, job: Job) -> None:
+        if schedule.SCHEDULE in job.headers:
+            tick = job.headers[schedule.SCHEDULE], job.headers[schedule.TICK]
+            if tick in self._ticks:
+                raise Violation("tick twice", f"{effects.actor} makes a second job of the tick {tick}")
+            self._ticks[tick] = job.id
+            return
+        nonce = _nonce(job) or 0
+        if nonce in self._ids_of:
+            raise Violation("stored twice", f"{effects.actor} stores one call of delay() as #{self._ids_of[nonce]} and"
+                                            f" as #{job.id}")  # fmt: skip
+        self._ids_of[nonce] = job.id
+
+    def _check_owned(self, effects: Effects, before: Job, after: Job) -> None:
+        """Only its owner, and who found its owner dead, may write about a running job."""
+        if effects.verb == "settle":
+            outcomes = [o for o in effects.args[0] if o.id == before.id and o.claim == before.claim]
+            if not outcomes:
+                raise Violation("fence", f"{effects.actor} changes {before} with an outcome of another claim")
+        elif effects.verb == "complete":
+            if effects.args[1] != before.claim:
+                raise Violation("fence", f"{effects.actor} completes {before} under another claim")
+        elif effects.verb not in ("reap", "register"):
+            self._check_other_verb(effects, before, after)
+        if after.state == "queued" and before.claim is not None:
+            # Bytes of a claim that arrive twice may take it again under the same token.
+            self._begun.discard((before.id, before.claim))
+        if effects.verb == "reap" and after.crashes > before.crashes:
+            self._check_guilt(before)
+
+    def _check_other_verb(self, effects: Effects, before: Job, after: Job) -> None:
+        """A verb that is newer than this check: a worker may give back what is its own, and nothing else."""
+        owner = self.owners.get(before.worker) if before.worker is not None else None
+        if owner is None or not effects.actor.startswith(owner.name):
+            raise Violation("fence", f"{effects.verb} of {effects.actor} changes {before}, which is another's")
+
+    def _check_guilt(self, before: Job) -> None:
+        held = [job for job in self.world.database._running() if job.worker == before.worker and job.id != before.id]
+        if not before.alone or held:
+            raise Violation("guilt", f"{before} is blamed for a death while it was not alone")
+
+    def _check_attempts(self, effects: Effects, job_id: int, before: Job | None, after: Job) -> None:
+        if before is None:
+            # An id may be used again.
+            self._attempts[job_id] = self._executed[job_id] = 0
+        expected = self._attempts[job_id]
+        if before is not None and (before.state, after.state) == ("queued", "running"):
+            expected += 1
+        elif before is not None and before.state == "running" and after.state == "queued":
+            if effects.verb == "settle":
+                expected -= any(o.gives_back for o in effects.args[0] if o.id == job_id and o.claim == before.claim)
+            else:
+                expected -= 1
+        if after.attempt != expected:
+            raise Violation("attempts", f"{effects.verb} of {effects.actor}: {after}, expected attempt {expected}")
+        if after.attempt > after.max_attempts:
+            raise Violation("attempts", f"{after} has more attempts than it may have")
+        self._attempts[job_id] = expected
+
+    def _check_executions(self, job_id: int, job: Job) -> None:
+        """What has ended was executed as often as its attempts say."""
+        executed = self._executed[job_id]
+        if job.state == "done" and not executed:
+            raise Violation("attempts", f"{job} is done and was never executed")
+        if job.state == "failed" and job.crashes < job.max_crashes and executed < job.attempt:
+            raise Violation("attempts", f"{job} failed and was executed {executed} times")
+        if job.task == "poison" and job.state != "failed":
+            raise Violation("attempts", f"{job} kills each worker and is {job.state}")
+
+    def _check_reap(self, effects: Effects) -> None:
+        """Nobody is declared dead who has beaten within the lease."""
+        now = self.world.datetime()
+        for worker, (before, after) in effects.workers.items():
+            if before is not None and after is None and now - before.beat_at < timedelta(seconds=self.lease):
+                raise Violation(
+                    "robbed", f"{effects.actor} declares {self._name(worker)} dead, which beat"
+                    f" {(now - before.beat_at).total_seconds():.1f} s ago"
+                )  # fmt: skip
+
+    def _check_running(self) -> None:
+        """A job that is `running` is known to the worker that runs it, or soon is."""
+        database, world = self.world.database, self.world
+        stranded: dict[tuple[int, uuid.UUID | None], float] = {}
+        for job_id in database._held:
+            job = database._jobs[job_id]
+            owner = self.owners.get(job.worker) if job.worker is not None else None
+            if owner is not None and owner.runs(job):
+                continue
+            key = job_id, job.claim
+            since = stranded[key] = self._stranded.get(key, world.now)
+            if world.now - max(since, world.troubled_at) > STRANDED_SECONDS:
+                whose = f"{owner.name}, which is alive," if owner and not owner.is_dead else "a dead worker"
+                raise Violation(
+                    "stranded", f"{job} has been running for {world.now - since:.0f} s under {whose} and is not run"
+                )
+        self._stranded = stranded
+
+    def check_end(self) -> None:
+        """All is quiet: everything has ended, and the attempts are those that were made."""
+        database = self.world.database
+        ended = {_nonce(job): job for job in database._history.values()}
+        for nonce, job_id in self.acknowledged.items():
+            job = ended.get(nonce)
+            if job is None:
+                row = _told(database.get(job_id))
+                raise Violation("lost", f"the acknowledged job #{job_id} has no end; its row is {row}")
+            if job.id != job_id and str(job_id) not in job.headers.values():
+                raise Violation("lost", f"the acknowledged job #{job_id} has ended as {job}, and nothing says so")
+        for live in database._jobs.values():
+            if schedule.SCHEDULE not in live.headers:
+                raise Violation("not ended", f"all is quiet and {live} is {_told(live)}")
+        self._check_ticks()
+
+    def _check_ticks(self) -> None:
+        """Each tick was decided exactly once; those with a job have ended if they were due a while ago."""
+        database, now = self.world.database, self.world.datetime()
+        every = timedelta(seconds=TICK_SECONDS)
+        for name in database._schedules:
+            found = sorted(tick.tick for tick in database._ticks.get(name, {}).values())
+            for earlier, later in itertools.pairwise(found):
+                if later - earlier != every:
+                    raise Violation("tick missing", f"schedule {name}: nothing between {earlier} and {later}")
+            if not found or found[-1] < now:
+                raise Violation("tick missing", f"schedule {name}: nothing is planned after {found[-1:]}")
+            for tick in database._ticks[name].values():
+                job = database._jobs.get(tick.job_id or 0)
+                is_retried = job is not None and job.attempt > 0
+                if tick.outcome is None and tick.due_at < now - timedelta(seconds=STRANDED_SECONDS) and not is_retried:
+                    raise Violation("tick open", f"schedule {name}: the tick of {tick.tick} has not ended")
+
+    def _name(self, worker: uuid.UUID) -> str:
+        owner = self.owners.get(worker)
+        return "a worker" if owner is None else owner.name
+
+
+def _nonce(job: Job) -> int | None:
+    nonce = json.loads(job.args).get("nonce")
+    return None if nonce is None else int(nonce)
+
+
+def _told(job: Job | None) -> str:
+    return "not there" if job is None else f"{job.state}, args {job.args}, worker {str(job.worker)[:8]}"

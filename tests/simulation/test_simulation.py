@@ -1,0 +1,150 @@
+"""The simulation in the suite: a fixed number of seeds, and proof that each invariant can fail.
+
+Each safeguard is taken away in turn, and the simulation has to notice. `python -m tests.simulation` runs more seeds.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pgcron_lite.job import Job, Outcome
+from pgcron_lite.worker.loop import Worker
+
+from .database import Database, PlainKeys
+from .invariants import Violation
+from .producers import Credulous
+from .run import Options, Result, run
+from .world import FAULTS
+
+BLOCK = 40
+MAX_SEEDS = 120
+
+
+def first_violation(options: Options, *kinds: str) -> Result:
+    """The first seed that violates one of these invariants."""
+    __tracebackhide__ = True
+    for seed in range(1, MAX_SEEDS + 1):
+        result = run(seed, options)
+        if result.violation is not None and result.violation.kind in kinds:
+            return result
+    pytest.fail(f"none of {MAX_SEEDS} seeds has found: {', '.join(kinds)}")
+
+
+@pytest.mark.parametrize("first", range(1, 5 * BLOCK, BLOCK))
+def test_every_invariant_holds_whatever_goes_wrong(first: int) -> None:
+    for seed in range(first, first + BLOCK):
+        result = run(seed)
+
+        assert result.violation is None, f"replay: python -m tests.simulation --seed {seed} --trace"
+
+
+def test_a_run_is_repeated_exactly_by_its_seed() -> None:
+    first, second = run(3, traces=True), run(3, traces=True)
+
+    assert first.trace == second.trace
+    assert len(first.trace) > 100
+
+
+# What it finds when a safeguard is missing.
+
+
+class NeverCompares(Worker):
+    """A worker that takes an empty answer for proof that its claim was never committed."""
+
+    def _reconcile(self, held: Mapping[uuid.UUID, int]) -> None:
+        """Compare nothing."""
+
+
+def test_it_finds_jobs_stranded_by_a_claim_that_commits_late() -> None:
+    options = Options(frozenset({"late", "commits_late"}), worker=NeverCompares)
+
+    result = first_violation(options, "stranded")
+
+    assert "which is alive" in str(result.violation)
+
+
+def test_it_finds_that_an_id_of_history_is_not_survived() -> None:
+    options = Options(frozenset({"failover", "reset"}), database=PlainKeys)
+
+    # A worker that takes the refusal for its end, or one that cannot write the outcome down.
+    first_violation(options, "worker ended", "not ended", "lost", "stranded", "tick open")
+
+
+def test_it_finds_an_acknowledged_job_that_was_never_stored() -> None:
+    faults = frozenset({"refused", "late", "silent", "reset", "failover"})
+    options = Options(faults, enqueuer=Credulous, database=Database)
+
+    result = first_violation(options, "not stored")
+
+    assert "was told that job" in str(result.violation)
+
+
+def test_it_finds_a_second_job_made_by_bytes_that_were_held_back() -> None:
+    options = Options(frozenset({"late", "stall", "twice"}), enqueuer=Credulous, database=Database)
+
+    first_violation(options, "stored twice")
+
+
+class Unfenced(Database):
+    """A server that lets an outcome of an old claim end a job that was claimed anew."""
+
+    def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
+        running = {job.id: job for job in self._running()}
+        return super().settle([
+            replace(o, claim=running[o.id].claim or o.claim) if o.id in running else o for o in outcomes
+        ])
+
+
+def test_it_finds_a_stale_owner_that_changes_something() -> None:
+    first_violation(Options(frozenset(FAULTS) - {"reset", "failover"}, database=Unfenced), "fence")
+
+
+class Hasty(Worker):
+    """A worker that declares others dead after a third of their lease."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reaper.lease_seconds /= 3
+
+
+def test_it_finds_a_living_worker_that_is_robbed() -> None:
+    first_violation(Options(frozenset({"silent", "stall", "late"}), worker=Hasty), "robbed")
+
+
+class Charging(Database):
+    """A server that charges a job for the death of its worker."""
+
+    def _rescue(self, job: Job, *, guilty: bool) -> Job:
+        rescued = super()._rescue(job, guilty=guilty)
+        return rescued if rescued.is_final else self._keep(rescued.changed(attempt=rescued.attempt + 1))
+
+
+def test_it_finds_an_attempt_that_was_not_made() -> None:
+    first_violation(Options(frozenset({"kill"}), database=Charging), "attempts")
+
+
+class Forgetful(Database):
+    """A server that loses one tick in eight."""
+
+    def _write(self, schedule: str, ticks: Sequence[Any]) -> Any:
+        return super()._write(schedule, [tick for tick in ticks if int(tick.tick.timestamp() // 20) % 8])
+
+
+def test_it_finds_a_tick_that_was_never_decided() -> None:
+    first_violation(Options(frozenset(), database=Forgetful), "tick missing")
+
+
+def test_a_violation_says_what_and_the_trace_how_it_came() -> None:
+    options = Options(frozenset({"late", "commits_late"}), worker=NeverCompares)
+    seed = first_violation(options, "stranded").seed
+
+    result = run(seed, options, traces=True)
+
+    assert isinstance(result.violation, Violation)
+    assert any("VIOLATION" in line for line in result.trace)
+    assert any("meets: " in line for line in result.trace)

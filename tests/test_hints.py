@@ -1,0 +1,178 @@
+"""What is said to those who write what other queues understand, or what looks right and is not."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pgcron_lite import PgCron
+from pgcron_lite.errors import ConfigError, OptionError, WaitTimeout
+
+
+@pytest.fixture
+def app() -> PgCron:
+    return PgCron("shop", url="memory://")
+
+
+@pytest.fixture
+def add(app: PgCron) -> Any:
+    @app.task(name="add")
+    def add(x: int, y: int = 2) -> int:
+        return x + y
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("max_retries", "here it is max_attempts, .*max_retries=3 is max_attempts=4"),
+        ("retries", "here it is max_attempts, .*retries=3 is max_attempts=4"),
+        ("retry_delay", "here it is backoff"),
+        ("expires", "no job expires here"),
+        ("timeout", "there is no time limit for a task"),
+        ("max_attempt", "did you mean 'max_attempts'"),
+        ("bind", "the running job is current_job"),
+        ("acks_late", "a job always runs at least once"),
+        ("rate_limit", "there is no rate limit"),
+        ("ignore_result", "here it is keep_result"),
+        ("result_ttl", "the setting PGCRON_KEEP_DONE"),
+    ],
+)
+def test_an_option_of_another_queue_at_a_task_is_translated(app, option, says):
+    with pytest.raises(OptionError, match=f"@app.task has no option '{option}'; {says}"):
+        app.task(**{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("countdown", "here it is execute_after, a duration from now"),
+        ("eta", "here it is execute_after, a datetime with a time zone"),
+        ("retries", "here it is max_attempts"),
+        ("expires", "no job expires here"),
+        ("que", "did you mean 'queue'"),
+        ("at", "here it is execute_after"),
+        ("routing_key", "here it is queue"),
+        ("task_id", "the database draws the id"),
+        ("job_id", "the database draws the id"),
+    ],
+)
+def test_an_option_of_another_queue_at_a_call_is_translated(add, option, says):
+    with pytest.raises(OptionError, match=rf"options\(\) has no option '{option}'; {says}"):
+        add.options(**{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("misfire_grace_time", "here it is start_within"), ("coalesce", "here it is catch_up"),
+        ("max_instances", "here it is overlap"), ("timezone", "here it is tz"),
+        ("start_withn", "did you mean 'start_within'"),
+        ("grace", "here it is start_within"),
+        ("id", "here it is name"), ("start_date", "here it is start"), ("end_date", "here it is end"),
+        ("kwargs", "here it is args"), ("replace_existing", ".*a deploy replaces it"),
+    ],
+)
+def test_an_option_of_another_scheduler_is_translated(app, option, says):
+    with pytest.raises(OptionError, match=f"a schedule has no option '{option}'; {says}"):
+        app.every("10s", **{option: 3})(lambda: None)
+
+
+@pytest.mark.parametrize("option", ["queue", "execute_after", "conn"])
+def test_an_option_of_the_call_given_to_delay_is_shown_its_place(add, option):
+    with pytest.raises(TypeError, match=rf"{option} is meant as an option.*task\.options\({option}=\.\.\.\)\.delay"):
+        add.delay(1, **{option: "x"})
+
+
+@pytest.mark.parametrize("option", ["countdown", "eta"])
+def test_an_option_of_another_queue_given_to_delay_is_translated(add, option):
+    with pytest.raises(TypeError, match=rf"'{option}'; here it is .*task\.options\(execute_after=\.\.\.\)\.delay"):
+        add.delay(1, **{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("concurrency", "here it is slots"), ("broker", "here it is database_url")]
+)
+def test_a_setting_of_another_queue_is_translated(option, says):
+    with pytest.raises(ConfigError, match=f"there is no setting '{option}'; {says}"):
+        PgCron("shop", **{option: 3})
+
+
+def test_the_concurrency_of_a_worker_is_called_slots(app):
+    with pytest.raises(OptionError, match=r"run_worker\(\) has no option 'concurrency'; here it is slots"):
+        app.run_worker(concurrency=4)
+
+
+@pytest.mark.parametrize("text", ["10s", "1h30m"])
+def test_an_interval_in_the_place_of_a_cron_expression_is_shown_its_form(app, text):
+    with pytest.raises(OptionError, match=rf"'{text}'.*an interval is written 'every {text}'"):
+        app.cron(text)
+
+
+def test_an_argument_of_that_name_is_no_option(app):
+    @app.task(name="route")
+    def route(queue: str) -> str:
+        return queue
+
+    with pytest.raises(TypeError) as caught:
+        route.delay(1, queue="x")
+
+    assert "meant as an option" not in str(caught.value)
+
+
+def test_a_conn_that_is_none_is_refused(add):
+    with pytest.raises(OptionError, match=r"options\(conn=None\).*Leave conn out"):
+        add.options(conn=None)
+
+
+def test_a_plain_function_on_a_schedule_made_at_run_time_is_shown_the_decorator(app):
+    def plain() -> None:
+        pass
+
+    with pytest.raises(OptionError, match=r"got <function .*put @app\.task above the function"):
+        app.schedules.add("nightly", "@daily", plain)
+
+
+def test_the_text_of_a_moment_is_shown_how_to_become_one(add):
+    with pytest.raises(OptionError, match=r"execute_after='2040-02-29T12:30:00'.*datetime\.fromisoformat"):
+        add.options(execute_after="2040-02-29T12:30:00")
+
+    assert add.options(execute_after=datetime(2040, 2, 29, 12, 30, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("wrong", ["x#1", "1", 1.0, True, None])
+def test_what_is_no_id_makes_no_handle(app, wrong):
+    with pytest.raises(OptionError, match=r"app\.handle\(.*expected the job's id as a whole number"):
+        app.handle(wrong)
+
+
+def test_a_name_is_nothing_to_enqueue(app):
+    with pytest.raises(OptionError, match=r"app\.enqueue\('shop\.add', \.\.\.\).*\.delay.*select pgcron\.enqueue"):
+        app.enqueue("shop.add")
+
+
+def test_a_url_in_the_place_of_the_name_is_recognised_and_not_repeated():
+    with pytest.raises(OptionError, match=r"url='postgresql://\.\.\.'") as caught:
+        PgCron("postgresql://ada:canary@db/shop")
+
+    assert "canary" not in str(caught.value)
+
+
+def test_a_hook_around_jobs_takes_the_job_and_nothing_else(app):
+    def around(job, task):
+        yield
+
+    with pytest.raises(OptionError, match=r"calls around\(job, task\) with one argument, the job: def around\(job\)"):
+        app.around(around)
+
+
+def test_how_long_to_wait_is_a_duration_like_any_other(add):
+    handle = add.delay(1)
+
+    with pytest.raises(WaitTimeout, match=r"is still queued after 0\.02 s"):
+        handle.result("20ms")
+    with pytest.raises(WaitTimeout, match=r"is still queued after 0\.02 s"):
+        handle.result(0.02)
+    with pytest.raises(OptionError, match="timeout='soon'"):
+        handle.result("soon")

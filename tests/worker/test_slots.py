@@ -1,0 +1,358 @@
+"""The places where jobs run: how many at once, what is taken back, and what no job can do to them."""
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+from support import eventually
+
+from pgcron_lite import PgCron, current_job
+from pgcron_lite.job import Job, NewJob
+from pgcron_lite.memory import MemoryStore
+from pgcron_lite.worker import slots as module
+from pgcron_lite.worker.slots import Slots
+
+
+@pytest.fixture
+def app() -> PgCron:
+    return PgCron("slots", url="memory://")
+
+
+@pytest.fixture
+def slots(app: PgCron) -> Iterator[Slots]:
+    slots = Slots(app, 2, lambda: None, lambda: False)
+    yield slots
+    slots.close()
+
+
+def claimed(count: int, task: str = "work") -> list[Job]:
+    store = MemoryStore()
+    store.enqueue([NewJob(task) for _ in range(count)])
+    return store.claim(uuid.uuid4(), uuid.uuid4(), ["*"], [task], count)
+
+
+def states(slots: Slots, count: int) -> list[str]:
+    eventually(lambda: len(slots.ended) == count)
+    return [ended.outcome.state for ended in slots.ended]
+
+
+def test_jobs_run_and_wait_to_be_collected(app: PgCron, slots: Slots) -> None:
+    app.task(do_nothing, name="work")
+
+    for job in claimed(5):
+        slots.put(job)
+
+    assert states(slots, 5) == ["done"] * 5
+    eventually(lambda: slots.free == 2)
+
+
+def do_nothing() -> None:
+    """A task that does nothing."""
+
+
+def test_no_more_jobs_run_at_once_than_there_are_slots(app: PgCron, slots: Slots) -> None:
+    gate, inside = threading.Event(), []
+
+    @app.task(name="work")
+    def work() -> None:
+        inside.append(current_job.id)
+        gate.wait(30)
+
+    for job in claimed(4):
+        slots.put(job)
+    eventually(lambda: len(inside) == 2)
+
+    assert (slots.busy, slots.free, len(inside)) == (4, 0, 2)
+    gate.set()
+    assert states(slots, 4) == ["done"] * 4
+
+
+def test_what_has_not_begun_can_be_taken_back(app: PgCron, slots: Slots) -> None:
+    gate, inside = threading.Event(), []
+
+    @app.task(name="work")
+    def work() -> None:
+        inside.append(current_job.id)
+        gate.wait(30)
+
+    jobs = claimed(5)
+    for job in jobs:
+        slots.put(job)
+    eventually(lambda: len(inside) == 2)
+
+    back = slots.take_back()
+
+    assert {job.id for job in back} == {job.id for job in jobs} - set(inside)
+    assert slots.busy == 2
+    gate.set()
+    assert states(slots, 2) == ["done"] * 2
+
+
+def test_threads_are_started_as_they_are_needed_and_used_again(app: PgCron, slots: Slots) -> None:
+    names = []
+
+    @app.task(name="work")
+    def work() -> None:
+        names.append(threading.current_thread().name)
+
+    for job in claimed(3):
+        slots.put(job)
+        eventually(lambda: slots.busy == 0)
+
+    assert names == ["pgcron-slot-0"] * 3
+
+
+# What waits, what is late, and when somebody is told
+
+
+@pytest.fixture
+def told() -> list[int]:
+    """How many had ended each time that somebody was told to look."""
+    return []
+
+
+@pytest.fixture
+def single(app: PgCron, told: list[int]) -> Iterator[Slots]:
+    """One slot, so that everything has its order."""
+    slots = Slots(app, 1, lambda: told.append(len(slots.ended)), lambda: False)
+    yield slots
+    slots.close()
+
+
+@pytest.fixture
+def gate(app: PgCron) -> Iterator[threading.Event]:
+    """The task `wait` waits for it; `work` does nothing."""
+    gate = threading.Event()
+    app.task(lambda: gate.wait(30), name="wait")
+    app.task(do_nothing, name="work")
+    yield gate
+    gate.set()
+
+
+def test_nobody_is_told_before_enough_has_ended(single: Slots, told: list[int], gate: threading.Event) -> None:
+    single.enough = 4
+    single.put(*claimed(3), *claimed(1, "wait"), *claimed(1))
+    eventually(lambda: single.waiting == 1 and len(single.ended) == 3)
+
+    assert told == []
+    gate.set()
+    eventually(lambda: len(single.ended) == 5)
+
+    # Enough, and that once; the last one's end is seen by whoever comes.
+    assert told == [4]
+
+
+def test_with_nothing_left_to_begin_somebody_is_told_of_each_end(
+    single: Slots, told: list[int], gate: threading.Event
+) -> None:
+    single.enough = 100
+
+    for number in range(3):
+        single.put(*claimed(1))
+        eventually(lambda number=number: len(told) == number + 1)
+        assert [ended.outcome.state for ended in single.collect()] == ["done"]
+
+    assert told == [1, 1, 1]
+
+
+def test_nobody_is_told_twice_before_coming_to_collect(single: Slots, told: list[int], gate: threading.Event) -> None:
+    for number in range(4):
+        single.put(*claimed(1))
+        eventually(lambda number=number: len(single.ended) == number + 1)
+    assert told == [1]
+
+    assert len(single.collect()) == 4
+
+    single.put(*claimed(1))
+    eventually(lambda: len(told) == 2)
+    assert told == [1, 1]
+
+
+def test_what_ended_is_collected_once_and_in_its_order(single: Slots, gate: threading.Event) -> None:
+    jobs = claimed(5)
+    single.put(*jobs)
+    eventually(lambda: len(single.ended) == 5)
+
+    assert [ended.job for ended in single.collect()] == jobs
+    assert single.collect() == []
+    assert (single.busy, single.waiting, single.free) == (0, 0, 1)
+
+
+def test_how_long_the_next_one_has_waited(single: Slots, gate: threading.Event) -> None:
+    single.put(*claimed(1, "wait"))
+    eventually(lambda: single.waiting == 0)
+    now = time.monotonic()
+    assert single.waited(now + 100) == 0.0
+
+    single.put(*claimed(2))
+
+    assert single.waited(now + 100) <= 100
+    assert single.waited(time.monotonic() + 100) >= 100
+    single.take_back()
+    assert single.waited(time.monotonic() + 100) == 0.0
+    # A claim over a slow line takes long, which is no wait for a slot.
+    single.put(*claimed(1), since=now - 1000)
+    assert single.waited(time.monotonic()) < 500
+
+
+@pytest.mark.row(7)
+def test_what_has_waited_for_longer_than_patience_is_not_begun(
+    app: PgCron, told: list[int], gate: threading.Event
+) -> None:
+    slots = Slots(app, 2, lambda: told.append(0), lambda: False, patience=-1.0)
+    jobs = claimed(3)
+    assert not slots.has_late
+
+    slots.put(*jobs)
+    eventually(lambda: slots.waiting == 0 and len(told) == 1)
+
+    assert slots.has_late
+    assert not slots.ended
+    assert slots.busy == 3
+    eventually(lambda: len(slots._late) == 3)
+    assert sorted(job.id for job in slots.take_back()) == [job.id for job in jobs]
+    assert (slots.busy, slots.has_late, slots.take_back()) == (0, False, [])
+    slots.close()
+
+
+def test_within_their_patience_jobs_begin(app: PgCron, gate: threading.Event) -> None:
+    slots = Slots(app, 2, lambda: None, lambda: False, patience=60.0)
+
+    slots.put(*claimed(10))
+
+    assert states(slots, 10) == ["done"] * 10
+    assert not slots.has_late
+    slots.close()
+
+
+# What no job can do to them
+
+
+@pytest.mark.row(26)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("all")], ids=repr)
+def test_nothing_that_a_task_raises_ends_a_slot(app: PgCron, slots: Slots, error: BaseException) -> None:
+    @app.task(name="work", max_attempts=1)
+    def work() -> None:
+        raise error
+
+    for job in claimed(6):
+        slots.put(job)
+
+    assert states(slots, 6) == ["queued"] * 6
+    eventually(lambda: slots.free == 2)
+
+
+def test_what_a_job_sets_in_its_context_does_not_reach_the_next(app: PgCron, slots: Slots) -> None:
+    import contextvars
+
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+    seen = []
+
+    @app.task(name="work")
+    def work() -> None:
+        seen.append(user.get())
+        user.set("somebody")
+
+    for job in claimed(3):
+        slots.put(job)
+        eventually(lambda: slots.busy == 0)
+
+    assert seen == ["nobody"] * 3
+
+
+@pytest.mark.row(26)
+def test_an_error_that_can_be_neither_told_nor_measured_ends_no_slot(app: PgCron, slots: Slots) -> None:
+    class Ambush(str):
+        def __format__(self, how: str) -> str:
+            raise SystemExit
+
+        def __len__(self) -> int:
+            raise SystemExit
+
+    class Untold(Exception):
+        def __str__(self) -> str:
+            return Ambush("text")
+
+    @app.task(name="work")
+    def work() -> None:
+        raise Untold
+
+    for job in claimed(3):
+        slots.put(job)
+
+    assert states(slots, 3) == ["queued"] * 3
+    assert {ended.outcome.error["error"] for ended in slots.ended if ended.outcome.error} == {"Untold: text"}
+
+
+class Late(BaseException):
+    """An exception that another thread throws into a slot, for a job that is over by then."""
+
+
+class Throws:
+    """A trace function that raises `Late` before the instruction `number` of the slots' own code, once.
+
+    That covers every place where an exception thrown in by another thread may come up, and more.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        # Beside the job: what `execute` runs is a task's own business.
+        if frame.f_code.co_filename != module.__file__ or frame.f_code.co_name == "_run":
+            return None
+        if not frame.f_trace_opcodes:
+            frame.f_trace_opcodes = True
+            # Python 3.12 looks for frames that want their instructions traced here alone.
+            sys.settrace(self)
+        # Greenlets have one trace function in common.
+        if event == "opcode" and self.left and isinstance(threading.current_thread(), module.SlotThread):
+            self.left -= 1
+            if not self.left:
+                raise Late
+        return self
+
+
+# Where the thread is about to end, nothing catches it any more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.row(26)
+def test_an_exception_thrown_in_at_any_instruction_costs_neither_a_job_nor_a_slot(app: PgCron) -> None:
+    app.task(do_nothing, name="work")
+    number, came = 0, True
+
+    while came:
+        number += 1
+        throws, jobs = Throws(number), claimed(3)
+        seen = run_under(throws, app, jobs)
+
+        assert sorted(job.id for job in seen) == [job.id for job in jobs], number
+        came = not throws.left
+    assert number > 100
+
+
+def run_under(throws: Throws, app: PgCron, jobs: list[Job]) -> list[Job]:
+    """The jobs that ended or were handed back, after all were given to a slot; the first of them too late."""
+    now, seen = [0.0], []
+    slots = Slots(app, 1, lambda: None, lambda: False, patience=50.0, clock=lambda: now[0])
+
+    def are_all_there() -> bool:
+        now[0] += 1.0
+        seen.extend(ended.job for ended in slots.collect())
+        seen.extend(slots.take_back() if slots.has_late else [])
+        return len(seen) >= len(jobs)
+
+    # To the end: a thread looks for the trace function some time after it has started.
+    threading.settrace(throws)
+    try:
+        slots.put(jobs[0], since=-100.0)
+        slots.put(*jobs[1:])
+        eventually(are_all_there)
+    finally:
+        threading.settrace(None)
+    slots.close()
+    return seen
