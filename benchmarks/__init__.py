@@ -1,1 +1,1 @@
-"""Measures pgcron_lite beside its neighbours and beside the bare database: `python -m benchmarks --help`."""
+"""Benchmarks of pgcron_lite, its neighbours and the bare database: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what is measured, with whom, how often, and where the results go."""
+"""`python -m benchmarks`: the choice of workloads, contestants and rounds, and the output of the results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK_CONTESTANTS = ("pgcron", "raw", "pgqueuer", "procrastinate")
 @click.option("--with", "names", metavar="NAME[,NAME]", help="Only these contestants.")
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="How often each is measured. [3; quick: 1]")
 @click.option("--seconds", type=click.FloatRange(0.1), metavar="S",
-              help="How long a measurement of a rate shall last, about. [3; quick: 1]")
+              help="Approximate duration of the measurement of a rate. [3; quick: 1]")
 @click.option("--quick", is_flag=True, help="A few workloads and contestants, small: less than two minutes.")
 @click.option("--here", is_flag=True,
               help="Build no environments: run all in this interpreter, with what is installed in it.")
@@ -40,7 +40,7 @@ QUICK_CONTESTANTS = ("pgcron", "raw", "pgqueuer", "procrastinate")
               help="Where environments are kept. [$XDG_CACHE_HOME/pgcron_lite/benchmarks, or .venv-bench here]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Write results.json, results.txt and results.svg there.")
-@click.option("--list", "lists", is_flag=True, help="Say what there is, and end.")
+@click.option("--list", "lists", is_flag=True, help="List workloads and contestants, and exit.")
 def main(
     workloads: tuple[str, ...],
     names: str | None,
@@ -68,7 +68,7 @@ def main(
     if seconds:
         size = dataclasses.replace(size, seconds=seconds)
     say = Progress()
-    # Told to end, we still end the server and the workers that we have started.
+    # On SIGTERM too, end the server and the workers that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     def prepare(contestant: Contestant) -> venvs.Environment:
@@ -78,7 +78,7 @@ def main(
 
     place = Path("/var/tmp")
     with (
-        # Not where temporary files live in memory: nothing is durable there.
+        # Not the usual folder for temporary files, which may be in memory: nothing is durable there.
         tempfile.TemporaryDirectory(prefix="pgcron-bench-", dir=place if place.is_dir() else None) as folder,
         Server(Path(folder) / "pg", version) as server,
     ):
@@ -122,7 +122,7 @@ def _catalogue(known: dict[str, Contestant]) -> str:
 
 
 def _lines(about: dict[str, Any]) -> str:
-    """What holds for all figures, a fact on each line."""
+    """Return the facts that apply to all figures, one on each line."""
     texts = {
         name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
         for name, value in about.items()

@@ -1,4 +1,4 @@
-"""Who takes part: the contestants as their descriptions beside the programs name them."""
+"""The catalogue of contestants, read from the descriptions beside their programs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 
 class UnknownName(ValueError):
-    """A contestant or workload that was asked for is not there."""
+    """A requested contestant or workload does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One program, and what the environment it runs in has to contain."""
+    """One program, and the requirements of its environment."""
 
     name: str
     runtime: Literal["python", "node"]
@@ -59,19 +59,19 @@ class Contestant:
         return self.workloads is None or workload in self.workloads
 
     def jobs(self, kind: str, seconds: float, *, least: int = 200, most: int = 1_000_000) -> int:
-        """How many jobs occupy it for about `seconds`, by the pace its description expects."""
+        """Return the number of jobs that take about `seconds`, by the rate in the contestant's description."""
         return round(min(max(self.pace.get(kind, 1000) * seconds, least), most))
 
 
 def contestants(place: Path = PLACE) -> dict[str, Contestant]:
-    """Everybody, this project first, then the bare limits, then the neighbours by name."""
+    """Return all contestants: this project, then the bare limits, then the neighbours by name."""
     found = [c for path in place.glob("*.toml") for c in read(path)]
     found.sort(key=lambda c: (["ours", "limit", "neighbour"].index(c.kind), c.family.name))
     return {c.name: c for c in found}
 
 
 def read(path: Path) -> list[Contestant]:
-    """The contestants that one description names."""
+    """Return the contestants of one description."""
     described = tomllib.loads(path.read_text())
     family = Family(
         name=path.stem,
@@ -95,7 +95,7 @@ def read(path: Path) -> list[Contestant]:
 
 
 def choose(what: str, wanted: Sequence[str], known: dict[str, T]) -> list[T]:
-    """The named ones, in the order of `known`; a name that is not there is an error that suggests the near miss."""
+    """Return the named values in the order of `known`. An unknown name is an error that suggests the near miss."""
     for name in wanted:
         if name not in known:
             raise UnknownName(f"there is no {what} {name!r}{near_miss(name, known) or '; see --list'}")

@@ -1,4 +1,4 @@
-"""Standings as a picture: an SVG with a panel of bars for each workload, two panels in a row."""
+"""Chart of standings: an SVG with a panel of bars for each workload, two panels in a row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Panel:
 
 
 def chart(standings: Sequence[Standing], about: Mapping[str, Any], kinds: Mapping[str, Kind]) -> str:
-    """The picture of all standings; `kinds` says of each contestant what it is."""
+    """Return the SVG of all standings. `kinds` has the kind of each contestant."""
     panels = [panel for standing in standings for panel in panels_of(standing, kinds)]
     rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     width = 2 * MARGIN + 2 * PANEL + GAP
@@ -68,7 +68,7 @@ def chart(standings: Sequence[Standing], about: Mapping[str, Any], kinds: Mappin
 
 
 def panels_of(standing: Standing, kinds: Mapping[str, Kind]) -> list[Panel]:
-    """One panel for each figure of the workload that is worth one, the best contestant on top."""
+    """Return a panel for each figure of the workload that the chart shows, with the best contestant on top."""
     workload, panels = standing.workload, []
     for figure, title in workload.panels or (("", workload.title),):
         bars = []

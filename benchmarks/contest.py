@@ -1,6 +1,6 @@
 """The contest: every workload in rounds, in each round every contestant once (A B C, A B C ...), one at a time.
 
-So all meet the same moods of the machine, and a figure may be compared with the others of its workload.
+So changes of the machine's speed affect all contestants, and the figures of a workload can be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 
 class Contest:
-    """Measures `contestants` on one server. Who fails is out of the workload, with the reason, and the rest goes on."""
+    """A contest on one server. A contestant that fails is excluded from the workload, with the reason."""
 
     def __init__(
         self, contestants: Sequence[Contestant], server: Server, prepare: Prepare, size: Size, rounds: int, say: Say
@@ -37,7 +37,7 @@ class Contest:
         self._say = say
         self._environments: dict[str, Environment] = {}
         self._templates: dict[str, tuple[str, dict[str, Any]]] = {}
-        # Who cannot take part at all.
+        # Contestants that cannot take part at all, with the reasons.
         self._absent: dict[str, str] = {}
 
     def admit(self) -> None:
@@ -51,7 +51,7 @@ class Contest:
                 self._say(f"{contestant.name} is left out: {error}")
 
     def run(self, workload: Workload) -> Standing:
-        """Measure everybody who takes part in `workload`."""
+        """Measure all contestants that take part in `workload`."""
         scores = {c.name: Score(c.name) for c in self._contestants if c.takes_part_in(workload.name)}
         for name in scores.keys() & self._absent.keys():
             scores[name].trouble = self._absent[name]
@@ -79,7 +79,7 @@ class Contest:
         return Trial(contestant, self._environments[contestant.name], self._server, template, known)
 
     def _set_up(self, contestant: Contestant) -> None:
-        """Once for each family, whose contestants differ in how they run and not in their tables."""
+        """Set up the tables once for each family: its contestants differ in how they run, not in their tables."""
         family = contestant.family.name
         if family in self._templates:
             return

@@ -1,4 +1,4 @@
-"""On what it was measured."""
+"""Description of the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pgcron_lite
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions that are the same for all contestants."""
+    """Return the machine and the versions that are the same for all contestants."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "pgcron_lite": pgcron_lite.__version__,

@@ -1,4 +1,4 @@
-"""What Linux tells about processes: which belong together, what they have used and what they hold."""
+"""Process statistics of Linux: sessions, CPU time and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def all_stats() -> Iterator[Stat]:
 
 
 def stat(pid: int) -> Stat:
-    # The name stands in parentheses and may contain anything.
+    # The name is in parentheses and may contain any character.
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return Stat(
         pid=pid,
@@ -53,13 +53,13 @@ def stat(pid: int) -> Stat:
 
 
 def of_sessions(leaders: Iterable[int]) -> list[Stat]:
-    """The processes with those that they have started, wherever in the tree they hang."""
+    """Return the processes of these sessions: the leaders, and all that they have started."""
     wanted = set(leaders)
     return [s for s in all_stats() if s.session in wanted]
 
 
 def family_cpu_seconds(parent: int) -> float:
-    """What the children of `parent` have used, those that have ended included."""
+    """Return the CPU time of the children of `parent`, including those that have ended."""
     children = [s for s in all_stats() if s.parent == parent]
     return stat(parent).children_cpu_seconds + sum(s.cpu_seconds for s in children)
 

@@ -13,11 +13,11 @@ from .requests import Requests
 
 
 class NoRedis(Exception):
-    """There is none to start."""
+    """No Redis could be started."""
 
 
 class Redis:
-    """A redis-server of our own on a free port of the loopback address, its files in `folder`."""
+    """A redis-server on a free port of the loopback address, with its files in `folder`."""
 
     def __init__(self, program: str | None, folder: Path) -> None:
         self._program = program
@@ -45,13 +45,13 @@ class Redis:
         self._process.wait()
 
     def connections(self) -> int:
-        # One of them asks.
+        # Without the connection of this query.
         return self._info()["connected_clients"] - 1
 
     @contextlib.contextmanager
     def requests(self) -> Iterator[Requests]:
         """Count the commands that are sent from now on."""
-        # Asking is a command too, and counts itself.
+        # INFO is a command too, and counts itself.
         asked = 0
 
         def commands() -> int:

@@ -1,4 +1,4 @@
-"""Counting what workers ask of a database. Not a part of our PostgreSQL is pg_stat_statements, so its log is read."""
+"""Counters of workers' statements, read from the server's log: our PostgreSQL has no pg_stat_statements."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class StatementLog:
         self._statement = re.compile(rf"{re.escape(database)}\|LOG:  (?:statement|execute [^:]*): (.*)", re.DOTALL)
 
     def count(self) -> int:
-        """How many statements the log has got since this was made."""
+        """Return the number of statements in the log since this object was created."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             return len(self.statements(file.read().decode(errors="replace")))
 
     def statements(self, text: str) -> list[str]:
-        """The statements in a piece of the log, one by one. An entry may have many lines."""
+        """Return the statements in a part of the log, one by one. An entry may have many lines."""
         entries = re.split(r"(?m)^(?=[^|\n]*\|[A-Z]+:  )", text)
         found = [match[1] for entry in entries if (match := self._statement.match(entry))]
         return [statement for words in found for statement in split(words)]
 
 
 def split(text: str) -> list[str]:
-    """The statements of a string that may hold several, as a simple query does."""
+    """Return the statements of a string that may contain several, as a simple query does."""
     plain = re.sub(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|(\$\w*\$).*?\1", _without_semicolons, text, flags=re.DOTALL)
     return [part.strip() for part in plain.split(";") if part.strip()]
 

@@ -1,4 +1,4 @@
-"""What came out: the figures of every round, their medians, and how they compare with ours."""
+"""Results: the figures of every round, their medians, and their ratios to ours."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class Score:
 
     contestant: str
     rounds: list[Figures] = field(default_factory=list)
-    # Why it has no figures, or not all of them.
+    # The reason why figures are missing.
     trouble: str = ""
 
     def runs(self) -> list[float]:
-        """The main figure of each round."""
+        """Return the main figure of each round."""
         return [next(iter(figures.values())) for figures in self.rounds]
 
     def medians(self) -> Figures:
-        """The median of each figure."""
+        """Return the median of each figure."""
         names = dict.fromkeys(name for figures in self.rounds for name in figures)
         return {name: statistics.median([f[name] for f in self.rounds if name in f]) for name in names}
 
     def main(self) -> float | None:
-        """The median that is compared; None without any."""
+        """Return the median that is compared; None without any."""
         return statistics.median(self.runs()) if self.rounds else None
 
 
@@ -41,7 +41,7 @@ class Standing:
     scores: list[Score] = field(default_factory=list)
 
     def ranked(self) -> list[Score]:
-        """Best first; those without a figure at the end."""
+        """Return the scores, best first; those without a figure at the end."""
 
         def rank(score: Score) -> tuple[bool, float]:
             main = score.main()
@@ -54,7 +54,7 @@ class Standing:
         return next((score.main() for score in self.scores if score.contestant == OURS), None)
 
     def ratio(self, score: Score) -> float | None:
-        """Its figure as a multiple of ours."""
+        """Return the figure of `score` as a multiple of ours."""
         ours, main = self.ours(), score.main()
         return main / ours if ours and main is not None else None
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL of a contest, with its defaults: databases to be copied and dropped, and what it has to do."""
+"""The PostgreSQL of a contest, with its defaults: databases to copy and drop, and counters of its work."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Server:
         self._embedded.reset()
 
     def settings(self) -> dict[str, str]:
-        """The settings that decide about speed and durability."""
+        """Return the settings that affect speed and durability."""
         rows = self._conn.execute(
             "select name, current_setting(name) from unnest(%s::text[]) as shown (name)", [list(SHOWN)]
         )
         return {**dict(rows.fetchall()), "filesystem": _filesystem(self._embedded.data_directory)}
 
     def create(self, name: str, template: str = "template0") -> str:
-        """A new database that is a copy of `template`; its name is `name` with a number."""
+        """Create a copy of the database `template`. Return its name, which is `name` with a number."""
         full = f"{name}_{next(self._numbers)}"
         self.execute(sql.SQL("create database {} template {}"), full, template)
         return full
@@ -59,7 +59,7 @@ class Server:
         self._conn.execute(statement.format(*map(sql.Identifier, names)))
 
     def address(self, database: str) -> dict[str, Any]:
-        """How to connect, as a URL and in parts."""
+        """Return the address of a database, as a URL and in parts."""
         parts = urlsplit(self._embedded.socket_url)
         query = parse_qs(parts.query)
         return {
@@ -74,12 +74,12 @@ class Server:
         return psycopg.connect(self.address(database)["url"], autocommit=True, application_name="benchmark")
 
     def settle_down(self, conn: psycopg.Connection[Any]) -> None:
-        """What preparing has left to do is done now: statistics, visibility, a checkpoint."""
+        """Finish the work that the preparation has left: statistics, visibility, a checkpoint."""
         conn.execute("vacuum analyze")
         conn.execute("checkpoint")
 
     def cpu_seconds(self) -> float:
-        """What all processes of the server have used so far."""
+        """Return the CPU time of all processes of the server so far."""
         pid = self._embedded.pid
         return processes.family_cpu_seconds(pid) if pid is not None else 0.0
 
@@ -111,7 +111,7 @@ class Server:
 
 
 def _filesystem(path: Path) -> str:
-    """The kind of file system `path` is on: on a tmpfs nothing is durable, whatever the settings say."""
+    """Return the type of the file system of `path`: on a tmpfs nothing is durable, with any settings."""
     mounts = [line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines()]
     on = [(len(place), kind) for _, place, kind in mounts if path.is_relative_to(place)]
     return max(on)[1] if on else "unknown"

@@ -8,7 +8,7 @@ from .results import Standing
 
 
 def table(standing: Standing) -> str:
-    """One line for each contestant, best first: the median, as a multiple of ours, every run, the other figures."""
+    """Return a line for each contestant, best first: the median, its ratio to ours, every run, the other figures."""
     ranked = standing.ranked()
     others = list(dict.fromkeys(name for score in ranked for name in list(score.medians())[1:]))
     unit = standing.workload.unit
@@ -32,7 +32,7 @@ def table(standing: Standing) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something, and no more than are there."""
+    """Return `value` with at most three significant digits after rounding, and all digits from 1,000 on."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) >= 100 or value == int(value):
@@ -41,7 +41,7 @@ def number(value: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Names to the left, figures to the right."""
+    """Return the rows with names aligned to the left and figures to the right."""
     width = max(len(row) for row in rows)
     full = [[*row, *[""] * (width - len(row))] for row in rows]
     widths = [max(len(row[i]) for row in full) for i in range(width)]

@@ -1,4 +1,4 @@
-"""One measurement of one contestant: a database and a folder of its own, the verbs, and the marks its bodies leave."""
+"""One measurement of one contestant: its database and folder, its verbs, and the marks that its bodies write."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from .server import Server
 from .venvs import REPOSITORY, Environment
 
 PATIENCE = 120.0
-# How often the marks are looked at: rarely enough to cost nothing, often enough not to blur a run of a second.
+# Interval of reading the marks: long enough to cost nothing, short enough to measure a run of a second.
 LOOK = 0.005
 
-# What the kit writes: how many bodies, microseconds of the first and of the last.
+# The row that the kit writes: number of bodies, microseconds of the first and of the last.
 _ROW = struct.Struct("=3q")
 
 
 class Failed(Exception):
-    """A contestant did not do what was asked. The text is the reason shown in the tables."""
+    """A contestant did not execute a call. The text is the reason shown in the tables."""
 
 
 class Unsupported(Failed):
-    """It says itself that it has no such thing."""
+    """The contestant itself answers that it does not support the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What the bodies of all processes have noted: how many ran, and when (in seconds, monotonic)."""
+    """The marks of all processes: how many bodies ran, and when (in seconds, monotonic)."""
 
     bodies: int
     processes: int
@@ -69,7 +69,7 @@ class Trial:
         self._template = template
         self.database = ""
         self.redis: Redis | None = None
-        # What `setup` has answered when the template was made.
+        # The answer of `setup` when the template was created.
         self._known = known or {}
         self._stack = contextlib.ExitStack()
         self._running: list[Program] = []
@@ -103,7 +103,7 @@ class Trial:
         self._stack.close()
 
     def another(self) -> Trial:
-        """The same once more, with another fresh database."""
+        """Return a trial of the same contestant with another fresh database."""
         return Trial(self.contestant, self.environment, self.server, self._template, self._known)
 
     # ---- The verbs.
@@ -113,7 +113,7 @@ class Trial:
         return self.start(verb, **fields).answer(patience)
 
     def start(self, verb: str, **fields: Any) -> Program:
-        """Run a verb as a process beside us."""
+        """Start a verb as a process, and return it."""
         fields = {**self._address, "options": self.contestant.options, **fields}
         log = self.folder / f"{verb}-{len(self._running)}"
         program = Program(self.environment.call(verb, json.dumps(fields)), log, self._variables())
@@ -121,22 +121,22 @@ class Trial:
         return program
 
     def fill(self, count: int, task: str = "noop") -> None:
-        """`count` jobs are due, and the database is at rest."""
+        """Enqueue `count` due jobs, and let the database finish the work of that."""
         self.call("fill", patience=600, count=count, task=task)
         self.settle_down()
 
     def settle_down(self) -> None:
-        """What preparing has left for the database to do is done now."""
+        """Let the database finish the work that the preparation has left."""
         if self.database:
             self.server.settle_down(self.conn)
 
     @property
     def remaining_sql(self) -> str:
-        """How the contestant's own tables are asked what is not finished; empty if it has none in PostgreSQL."""
+        """The query that counts unfinished jobs in the contestant's tables; empty if it has none in PostgreSQL."""
         return str(self._known.get("remaining_sql", ""))
 
     def remaining(self) -> int:
-        """How many jobs are not finished, by the contestant's own tables."""
+        """Return the number of unfinished jobs, by the contestant's own tables."""
         if not self.remaining_sql:
             return int(self.call("remaining")["remaining"])
         return int(self.conn.execute(self.remaining_sql).fetchall()[0][0])
@@ -144,15 +144,15 @@ class Trial:
     # ---- The start and the marks.
 
     def go(self) -> None:
-        """Whoever waits for the start begins now."""
+        """Start the processes that wait for the start."""
         (self.marks / "go").touch()
 
     def await_ready(self, count: int) -> None:
-        """Until `count` processes wait for the start."""
+        """Wait until `count` processes wait for the start."""
         self.until(lambda: len(list(self.marks.glob("*.ready"))) >= count, "its producers are ready")
 
     def marked(self) -> Marked:
-        """What the bodies have noted so far."""
+        """Return the marks so far."""
         contents = [path.read_bytes() for path in self.marks.glob("*.marks")]
         # A file that was made just now may be empty still.
         rows = [row for row in (_ROW.unpack(content) for content in contents if len(content) == _ROW.size) if row[0]]
@@ -162,16 +162,16 @@ class Trial:
         return Marked(sum(counts), len(rows), min(firsts) / 1e6, max(lasts) / 1e6, max(firsts) / 1e6)
 
     def notes(self) -> list[int]:
-        """The times that `stamp` has noted, in microseconds, in the order of arrival within each process."""
+        """Return the times that `stamp` has recorded, in microseconds, in the order of arrival within each process."""
         return [int(line) for path in sorted(self.marks.glob("*.notes")) for line in path.read_text().split()]
 
     def clear_marks(self) -> None:
-        """Forget what has been noted. Only while no process that has noted something still runs."""
+        """Delete all marks. Only call this when no process that has written some still runs."""
         shutil.rmtree(self.marks)
         self.marks.mkdir()
 
     def until(self, holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-        """Wait for a fact, as long as all our processes live."""
+        """Wait until `holds` is true. Raise `Failed` if one of our processes fails, or after `patience` seconds."""
         deadline = time.monotonic() + patience
         while not holds():
             for program in self._running:
@@ -183,14 +183,14 @@ class Trial:
     # ---- What they use.
 
     def workers(self) -> list[processes.Stat]:
-        """All living processes of the contestant."""
+        """Return all live processes of the contestant."""
         return processes.of_sessions(program.pid for program in self._running if program.is_alive())
 
     def worker_cpu_seconds(self) -> float:
         return sum(stat.cpu_seconds for stat in self.workers())
 
     def requests(self) -> contextlib.AbstractContextManager[Requests]:
-        """What is asked of the database by those that connect from now on."""
+        """Count the requests to the database of those that connect from now on."""
         return self.redis.requests() if self.redis else self.server.requests(self.database)
 
     def connections(self) -> int:
@@ -210,7 +210,7 @@ class Trial:
 
 
 class Program:
-    """A verb at work: a process that leads a session of its own, its output in files."""
+    """A running verb: a process that leads a new session, with its output in files."""
 
     def __init__(self, command: list[str], log: Path, variables: dict[str, str]) -> None:
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
@@ -227,12 +227,12 @@ class Program:
         return self._process.poll() is None
 
     def must_live(self) -> None:
-        """Raise if it ended with an error, and not because we told it to end."""
+        """Raise if it ended with an error, unless we have ended it."""
         if not self._told_to_end and self._process.poll() not in (None, 0):
             raise Failed(self._complaint())
 
     def answer(self, patience: float = PATIENCE) -> dict[str, Any]:
-        """Wait for its end; what it says on its last line."""
+        """Wait for its end, and return the answer on its last line."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -246,7 +246,7 @@ class Program:
         return answer
 
     def stop(self) -> None:
-        """End it as a platform does: SIGTERM, and after a while SIGKILL for all that is left."""
+        """End it as a platform does: SIGTERM, and 15 s later SIGKILL for all that is left."""
         self._told_to_end = True
         if self.is_alive():
             self._process.terminate()
@@ -267,7 +267,7 @@ class Program:
 
 
 def share(values: list[float], percent: float) -> float:
-    """The value below which `percent` of them lie."""
+    """Return the value below which `percent` of `values` are."""
     if len(values) < 2:
         return values[0] if values else 0.0
     return statistics.quantiles(values, n=1000, method="inclusive")[round(percent * 10) - 1]

@@ -1,4 +1,4 @@
-"""One environment per family of contestants: built once, kept in a cache folder, built anew when its list changes."""
+"""One environment per family of contestants: built once, kept in a cache folder, rebuilt when its list changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where a family's program runs, and how it is called there."""
+    """The environment of a family's program, and the command that calls the program."""
 
     command: tuple[str, ...]
     folder: Path | None = None
@@ -35,7 +35,7 @@ class Environment:
         return [*self.command, verb, fields]
 
     def redis_server(self) -> str | None:
-        """The machine's, or the one among the environment's packages."""
+        """Return the redis-server of the machine, or that of the environment's packages."""
         brought = sorted(self.folder.glob(_REDIS)) if self.folder else []
         return shutil.which("redis-server") or next(map(str, brought), None)
 
@@ -45,20 +45,20 @@ class Environment:
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/pgcron_lite/benchmarks`, or `.venv-bench` in the repository, which git ignores."""
+    """Return `$XDG_CACHE_HOME/pgcron_lite/benchmarks`, or `.venv-bench` in the repository, which git ignores."""
     home = os.environ.get("XDG_CACHE_HOME")
     return Path(home) / "pgcron_lite" / "benchmarks" if home else REPOSITORY / ".venv-bench"
 
 
 def here(family: Family) -> Environment:
-    """No environment of its own: the interpreter that runs us, and what is installed there."""
+    """Return the current interpreter as the environment, with what is installed in it."""
     if family.runtime != "python":
-        raise BuildFailed("--here runs the interpreter that is running, and this one needs Node")
+        raise BuildFailed("--here uses the current Python interpreter, and this contestant needs Node")
     return Environment(_python_command(sys.executable, family))
 
 
 def build(family: Family, cache: Path, say: Callable[[str], None]) -> Environment:
-    """The family's environment, made if it is not there or if what it must contain has changed."""
+    """Return the family's environment. Build it if there is none, or if its requirements have changed."""
     folder = cache / family.name
     wanted = _fingerprint(family)
     stamp = folder / "built"
@@ -73,7 +73,7 @@ def build(family: Family, cache: Path, say: Callable[[str], None]) -> Environmen
     # Node looks for packages upwards from the program's own folder.
     for program in (family.program, PLACE / "kit.mjs"):
         shutil.copy(program, folder)
-    # A family whose library asks for a newer Node brings the package `node`.
+    # A family whose library requires a newer Node has the package `node` in its list.
     own = folder / "node_modules" / ".bin" / "node"
     return Environment((str(own) if own.exists() else _found("node"), str(folder / family.program.name)), folder)
 

@@ -1,4 +1,4 @@
-"""What a workload is: a name, how it is measured, and which figures come out of it."""
+"""Definition of a workload: its name, its measurement, and the figures that this returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything is measured."""
+    """The sizes of all measurements."""
 
     seconds: float = 3.0
     bulk: int = 100_000
@@ -24,7 +24,7 @@ class Size:
     due: int = 20_000
     passing: int = 500_000
     schedules: int = 1000
-    # Every one of them is due once in so many seconds.
+    # Each of them is due once in this many seconds.
     tick_seconds: int = 10
     rounds: int = 3
     kept: int = 10_000
@@ -45,6 +45,6 @@ class Workload:
     unit: str
     measure: Callable[[Trial, Size], Figures]
     less_is_better: bool = False
-    # Figures that get a panel of the chart each, with its title; left out, the first one does.
+    # Figures that get a panel of the chart each, with its title. By default only the first figure gets one.
     panels: tuple[tuple[str, str], ...] = ()
     is_quick: bool = False

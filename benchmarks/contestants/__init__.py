@@ -1,1 +1,1 @@
-"""The programs that are measured, each run in an environment of its own. What they must do: PROTOCOL.md."""
+"""The programs that are measured, each in a separate environment. PROTOCOL.md defines their interface."""

@@ -2,8 +2,8 @@
 
 A worker process runs its tasks one after the other (the solo pool), which is its fastest way for tasks that do nothing;
 for many at once it takes threads. A task is acknowledged when it is done (`acks_late`), so that a worker that dies
-loses none. 64 messages are fetched ahead. Results are off, and so is the talk between workers, which costs some. Many
-jobs are sent one by one: it has no call for it.
+loses none. 64 messages are prefetched. Results are off, and so is the communication between workers, which costs time.
+Many jobs are sent one by one: it has no call for bulk.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from benchmarks.contestants import kit
 
 CONCURRENCY = 100
 
-# Its own logger says at INFO what each worker does.
+# Its own logger writes at INFO what each worker does.
 logger = logging.getLogger("chancy-in-a-contest")
 
 REMAINING = "select count(*) from chancy_jobs where state in ('pending', 'running', 'retrying')"

@@ -1,9 +1,9 @@
 // graphile-worker, on Node.
 //
 // A worker process runs 24 jobs at once out of a local queue of 1,000 and gathers completions for 5 ms: both are what
-// its documentation advises for throughput and what its own performance test turns on; without them a twentieth.
+// its documentation advises for throughput and what its own performance test turns on; without them the rate is a twentieth.
 // None was better among 10, 24 and 100 jobs at once, a queue of 500, 1,000 and 5,000, and a delay of 0, 5 and 50 ms.
-// Finished jobs are deleted, so it has no history to be deep in.
+// Finished jobs are deleted, so it has no history to measure.
 
 import fs from "node:fs";
 
@@ -43,7 +43,7 @@ const setup = () =>
         pg: versionOf("pg"),
         node: process.versions.node,
       },
-      // A job that is done is gone.
+      // Jobs are deleted when they are done.
       remaining_sql: "select count(*) from graphile_worker._private_jobs",
     };
   });

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.contestants import kit
 
-# A task that runs is gone already, so this does not see it.
+# A running task is already deleted, so this does not count it.
 REMAINING = "select (select count(*) from huey_task) + (select count(*) from huey_schedule)"
 
 
@@ -52,7 +52,7 @@ def work(request: kit.Request) -> None:
 
 
 def application(request: kit.Request) -> Any:
-    """The application, its tasks as its attributes."""
+    """Return the application, with its tasks as attributes."""
     import huey
 
     if request.redis:

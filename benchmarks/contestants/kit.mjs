@@ -1,4 +1,4 @@
-// What every contestant written for Node shares; kit.py is the same for Python, PROTOCOL.md says what it is for.
+// Shared code of the contestants written for Node. kit.py is the same for Python; PROTOCOL.md describes both.
 // The harness copies this file beside the contestant's program, where its node_modules are.
 
 import fs from "node:fs";
@@ -19,7 +19,7 @@ export async function main(verbs) {
 
 const started = () => fs.existsSync(path.join(folder, "go"));
 
-// Say that this process is ready, and return when the contest starts.
+// Signal that this process is ready, and return when the contest starts.
 export async function waitForStart() {
   if (started()) return;
   fs.writeFileSync(path.join(folder, `${process.pid}.ready`), "");

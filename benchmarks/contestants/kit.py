@@ -1,7 +1,6 @@
-"""What every contestant written in Python shares: the way it is called, its marks, and the moment it starts.
+"""Shared code of the contestants written in Python: their calls, their marks, and their common start.
 
-It runs in environments that have nothing of this project, so it needs the standard library alone. PROTOCOL.md says
-what each part is for.
+It runs in environments without this project, so it needs only the standard library. PROTOCOL.md describes each part.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _ROW = 3 * 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a verb is asked to do. A verb reads the fields that PROTOCOL.md names for it."""
+    """The call of a verb. A verb reads the fields that PROTOCOL.md names for it."""
 
     marks: Path
     url: str = ""
@@ -77,14 +76,14 @@ async def nap_async() -> None:
 
 
 def stamp(sent: int) -> None:
-    """The body of the task `stamp`: note how long ago the job was sent."""
+    """The body of the task `stamp`: record how long ago the job was sent."""
     marks = _marks()
     marks.note(now() - sent)
     marks.add()
 
 
 def now() -> int:
-    """Microseconds of a clock that all processes of the machine share."""
+    """Return the microseconds of a clock that all processes of the machine share."""
     return time.monotonic_ns() // 1000
 
 
@@ -103,7 +102,7 @@ def produce(send: Callable[[], object], request: Request) -> dict[str, Any]:
 
 
 async def produce_async(send: Callable[[], Awaitable[object]], request: Request) -> dict[str, Any]:
-    """As `produce`, one job after the other."""
+    """The `produce` for coroutines, one job after the other."""
     for _ in range(request.warm_up):
         await send()
     wait_for_start()
@@ -123,7 +122,7 @@ def trickle(send: Callable[[int], object], request: Request) -> dict[str, Any]:
 
 
 async def trickle_async(send: Callable[[int], Awaitable[object]], request: Request) -> dict[str, Any]:
-    """As `trickle`."""
+    """The `trickle` for coroutines."""
     import asyncio
 
     started = time.monotonic()
@@ -137,7 +136,7 @@ async def trickle_async(send: Callable[[int], Awaitable[object]], request: Reque
 
 
 def wait_for_start() -> None:
-    """Say that this process is ready, and return when the contest starts. At once if it runs already."""
+    """Signal that this process is ready, and return when the contest starts; at once if it has started."""
     folder = Path(os.environ["BENCH_MARKS"])
     if not (folder / "go").exists():
         (folder / f"{os.getpid()}.ready").touch()
@@ -149,7 +148,7 @@ def wait_for_start() -> None:
 
 
 class Marks:
-    """Counts the bodies this process has run, in a file that the contest reads while we go on."""
+    """A count of the bodies that this process has run, in a file that the contest reads at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
@@ -160,7 +159,7 @@ class Marks:
         self._notes = (folder / f"{os.getpid()}.notes").open("ab", buffering=0)
 
     def add(self) -> None:
-        """One body more."""
+        """Count one more body."""
         with self._lock:
             row = self._row
             row[LAST] = at = time.monotonic_ns() // 1000
@@ -180,7 +179,7 @@ _making = threading.Lock()
 def _marks() -> Marks:
     global _here
     if _here is None:
-        # Two threads that each make the file would empty it under one another's feet.
+        # A second thread that creates the file would truncate it after the first has counted.
         with _making:
             _here = _here or Marks(Path(os.environ["BENCH_MARKS"]))
     return _here

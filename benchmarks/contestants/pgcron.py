@@ -1,4 +1,4 @@
-"""This project, used as its users do: an app with tasks, `delay`, `map` and the command `pgcron worker`."""
+"""This project, used as in an application: an app with tasks, `delay`, `map` and the command `pgcron worker`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks.contestants import kit
-from pgcron_lite import PgCron, current_job, plan
+from pgcron_lite import PgCron, current_job
+from pgcron_lite.schedules.schedule import Schedule, timing_of
 
 app = PgCron("bench")
 
@@ -74,7 +75,7 @@ def fill(request: kit.Request) -> None:
 
 
 def deepen(request: kit.Request) -> None:
-    """A million rows that are no work for now, or not only: written by SQL, as `fill` writes its own."""
+    """Insert the other rows of the table by SQL, as `fill` inserts the due ones."""
     if request.case == "history":
         execute(
             """
@@ -102,11 +103,11 @@ def deepen(request: kit.Request) -> None:
 
 
 def schedule(request: kit.Request) -> None:
-    """Rows, as `app.schedules.add` writes them one by one."""
+    """Insert rows, as `app.schedules.add` does one by one."""
     seconds = int(request.every_seconds)
     when = f"* * * * * */{seconds}" if request.case == "same second" else f"every {seconds}s"
     names = [f"schedule {number}" for number in range(request.count)]
-    made = [plan.Schedule(name, tick.name, plan.timing_of(when, "UTC", name=name)).dumps() for name in names]
+    made = [Schedule(name, tick.name, timing_of(when, "UTC", name=name)).dumps() for name in names]
     execute(
         """
         insert into pgcron.schedules (name, origin, app, definition)

@@ -21,13 +21,13 @@ BATCH = 100
 
 REMAINING = "select count(*) from pgqueuer where status in ('queued', 'picked')"
 
-# `urgent` is one step above the priority 0 of every other job: it goes by priority descending.
+# `urgent` is one step above the priority 0 of every other job: the order is by descending priority.
 QUEUED = """
     insert into pgqueuer (priority, status, entrypoint, execute_after)
     select %(priority)s, 'queued', 'noop', now() + %(delay)s::interval
     from generate_series(1, %(count)s)
     """
-# What a job leaves: a line when it is queued and one when it is done, both already counted into the statistics.
+# The log of a job: a row when it is queued and one when it is done, both already counted into the statistics.
 FINISHED = """
     insert into pgqueuer_log (job_id, status, priority, entrypoint, created, aggregated)
     select -job, status::pgqueuer_status, 0, 'noop', now() - interval '1 hour', true
@@ -114,7 +114,7 @@ async def serve(request: kit.Request) -> None:
         kit.stamp(int(job.payload or b""))
 
     async with contextlib.AsyncExitStack() as stack:
-        # One of them also looks after schedules, as every `pgq run` does.
+        # One of them also runs the scheduler, as every `pgq run` does.
         workers: list[PgQueuer | QueueManager] = []
         for number in range(MANAGERS):
             queries = await stack.enter_async_context(connected(request))
@@ -132,7 +132,7 @@ def stop(workers: list[Any]) -> None:
 
 
 def limits(slots: int | None) -> dict[str, int]:
-    """How much a manager takes: without a limit a batch is started as soon as it is there."""
+    """Return the limits of a manager. Without a limit a batch starts as soon as it is fetched."""
     if slots is None:
         return {"batch_size": BATCH}
     share = max(2, slots // MANAGERS)

@@ -1,7 +1,7 @@
 """Procrastinate, on psycopg.
 
 A worker runs 10 coroutines at once over a pool of up to 10 connections: 1 is a tenth slower and 30 no faster, because
-each job is fetched and finished by statements of its own. LISTEN is on and finished jobs are kept, both its defaults.
+each job is fetched and finished by separate statements. LISTEN is on and finished jobs are kept, both its defaults.
 Producers use its synchronous connector, as an ordinary web application would.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.contestants import kit
 
 CONCURRENCY = 10
 POOL = 10
-# It warns that tasks of a main program get a name nobody else can import. Ours are named.
+# It warns that the names of tasks in a main program cannot be imported elsewhere. Ours have explicit names.
 logging.getLogger("procrastinate.blueprints").setLevel(logging.ERROR)
 
 # `batch_defer` builds one statement with all jobs in it.
@@ -26,7 +26,7 @@ BATCH = 1_000
 
 REMAINING = "select count(*) from procrastinate_jobs where status in ('todo', 'doing')"
 
-# The triggers would notify the workers a million times. What else they do, a line for each event, is done here.
+# The triggers would notify the workers a million times. Their other effect, a row for each event, is done here.
 DEEPEN = """
     set local session_replication_role = replica;
     with job as (
@@ -116,7 +116,7 @@ def defer_many(app: procrastinate.App, task: str, count: int) -> None:
 
 
 def opened(request: kit.Request) -> procrastinate.App:
-    """An application for one producer, which needs one connection."""
+    """Return an application for one producer, which needs one connection."""
     connector = procrastinate.SyncPsycopgConnector(conninfo=request.url, min_size=1, max_size=1)
     return with_tasks(procrastinate.App(connector=connector))
 

@@ -1,7 +1,7 @@
-"""The bare limit: the least SQL that is a queue, by psycopg, prepared. A bound for all others, and no rival.
+"""The bare limit: the least SQL that is a queue, by psycopg, prepared. A bound for all others, not a competitor.
 
-A batch of jobs is taken by one statement and finished (deleted) by another. There is one queue with one priority, and
-nobody who would notice a dead worker.
+A batch of jobs is claimed by one statement and finished (deleted) by another. There is one queue with one priority, and
+dead workers are not detected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that can be measured, in the order it is measured."""
+"""All workloads, in the order in which they are measured."""
 
 from ..workload import Workload
 from . import deep, drain, enqueue, idle, latency, passing, schedules

@@ -8,14 +8,14 @@ from ..trial import Trial, Unsupported
 from ..workload import Figures, Size, Workload
 
 CASES = {"due": "1M due", "future": "1M future", "urgent": "1M future, urgent", "history": "1M finished"}
-# A contestant that crawls is judged by what it has done in this time.
-MOST_SECONDS = 20.0
+# A slow contestant is measured by what it has done in this time.
+MAX_SECONDS = 20.0
 
 
 def deep(trial: Trial, size: Size) -> Figures:
-    """Jobs per second of the first that are due, in each table."""
+    """Return the jobs per second of the first due jobs, in each table."""
     due = trial.contestant.jobs("drain", size.seconds * 2, most=size.due)
-    # As the others are prepared: after a checkpoint, the first change of a page costs more than the next.
+    # Prepared like the others: after a checkpoint, the first change of a page costs more than the next.
     trial.settle_down()
     figures = {"alone": _rate(trial, due)}
     for case, title in CASES.items():
@@ -35,7 +35,7 @@ def _rate(trial: Trial, due: int) -> float:
     worker = trial.start("work", task="noop", slots=None)
     trial.until(lambda: trial.marked().bodies > 0, "its first job has run", 300)
     began = time.monotonic()
-    trial.until(lambda: trial.marked().bodies >= due or time.monotonic() - began > MOST_SECONDS, "it has run enough")
+    trial.until(lambda: trial.marked().bodies >= due or time.monotonic() - began > MAX_SECONDS, "it has run enough")
     worker.kill()
     marked = trial.marked()
     return marked.bodies / max(marked.last - marked.first, 1e-6)

@@ -1,4 +1,4 @@
-"""Working off a backlog: jobs that do nothing by one process and by several, and jobs that sleep for a millisecond."""
+"""Drain of a backlog: jobs that do nothing by one process and by several, and jobs that sleep for a millisecond."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 from ..trial import PATIENCE, Failed, Trial
 from ..workload import Figures, Size, Workload
 
-# So often more jobs are tried, when the first workers leave too few to the last.
+# Maximum number of tries, each with more jobs, if the first workers leave too few for the last.
 TURNS = 4
 
 
 def drain(workers: int, trial: Trial, size: Size, *, task: str = "noop", slots: int | None = None) -> Figures:
-    """Jobs per second from the moment when all processes are at work to the last completion.
+    """Return the jobs per second from the time when all processes are at work to the last completion.
 
-    What they have done until then does not count. So imports and connecting are no part of the figure.
+    Jobs that were done before do not count, so imports and connecting are not part of the figure.
     """
     pace = "drain" if task == "noop" or "sleep" not in trial.contestant.pace else "sleep"
     # Those that start first work while the last still imports.
@@ -31,7 +31,7 @@ def drain(workers: int, trial: Trial, size: Size, *, task: str = "noop", slots: 
 
 
 def _drained(trial: Trial, workers: int, count: int, task: str, slots: int | None) -> Figures | None:
-    """The figures of one drain of `count` jobs; None if too few of them were left when all were at work."""
+    """Return the figures of one drain of `count` jobs; None if too few of them were left when all were at work."""
     trial.fill(count, task)
     programs = [trial.start("work", task=task, slots=slots) for _ in range(workers)]
     trial.until(lambda: trial.marked().processes >= workers or trial.marked().bodies >= count, "all workers work")
@@ -59,9 +59,9 @@ def _drained(trial: Trial, workers: int, count: int, task: str, slots: int | Non
 
 
 def finished(trial: Trial) -> float:
-    """When the last job has been finished, by the contestant's own tables."""
+    """Return the time when the last job was finished, by the contestant's own tables."""
     if not trial.remaining_sql:
-        # Asking takes a process of its own, so the last body has to do; but all must be finished.
+        # The query takes a separate process, so the time of the last body is used; but all must be finished.
         last = trial.marked().last
         trial.until(lambda: trial.remaining() == 0, "its tables say that all jobs are finished")
         return last

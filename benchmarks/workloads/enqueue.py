@@ -1,4 +1,4 @@
-"""Putting jobs in: one per commit by one producer and by eight at once, and many at a time."""
+"""Enqueueing: one job per commit by one producer and by eight at once, and many jobs at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ WARM_UP = 20
 
 
 def one_by_one(producers: int, trial: Trial, size: Size) -> Figures:
-    """Jobs per second of `producers` processes that are released at one moment."""
-    # Eight producers share the commits and reach several times the rate of one, each on its own less than it.
+    """Return the jobs per second of `producers` processes that start at the same time."""
+    # Eight producers share the commits and reach several times the rate of one, although each of them is slower.
     seconds = size.seconds if producers == 1 else size.seconds / 2
     count = trial.contestant.jobs("enqueue", seconds, least=50)
     programs = [trial.start("enqueue", count=count, warm_up=WARM_UP) for _ in range(producers)]
@@ -25,8 +25,8 @@ def one_by_one(producers: int, trial: Trial, size: Size) -> Figures:
 
 
 def bulk(trial: Trial, size: Size) -> Figures:
-    """Jobs per second when many are known at once."""
-    # Who has no bulk API would need minutes for all of them.
+    """Return the jobs per second when many are enqueued at once."""
+    # A contestant without a bulk API would need minutes for all of them.
     count = trial.contestant.jobs("bulk", size.seconds * 10, most=size.bulk)
     program = trial.start("bulk", count=count)
     trial.await_ready(1)

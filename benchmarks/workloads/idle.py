@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do, and how long it takes to be there."""
+"""Cost of an idle worker, and the time until a new worker runs its first job."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .. import processes
 from ..trial import Failed, Trial
 from ..workload import Figures, Size, Workload
 
-# Pools fill, caches warm up, and the statistics of the server come up to a second late.
+# Pools fill, caches warm up, and the statistics of the server are up to a second late.
 SETTLE_SECONDS = 3.0
 
 
 def idle(trial: Trial, size: Size) -> Figures:
-    """Statements and transactions per second, CPU, connections and memory, after it has run a job."""
+    """Return statements and transactions per second, CPU, connections and memory of a worker that has run a job."""
     with trial.requests() as requests:
         trial.call("fill", count=1, task="noop")
         worker = trial.start("work", task="noop", slots=None)
@@ -43,7 +43,7 @@ def idle(trial: Trial, size: Size) -> Figures:
 
 
 def start(trial: Trial, size: Size) -> Figures:
-    """Seconds from starting the worker's process to the body of a job that waits; what importing costs a producer."""
+    """Return the seconds from starting a worker to the body of a waiting job, and the import time of a producer."""
     took = []
     for _ in range(size.starts):
         trial.clear_marks()

@@ -1,4 +1,4 @@
-"""From the call that enqueues to the body that runs, in a worker with nothing else to do and in one with some."""
+"""Time from the call that enqueues to the body, in a worker with nothing else to do and in one with other jobs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..workload import Figures, Size, Workload
 
 EVERY_SECONDS = 0.05
 LOAD_PER_SECOND = 200
-# The first jobs meet connections that are just made and statements that are not prepared yet.
+# The first jobs use new connections and statements that are not prepared yet.
 WARM_UP = 20
 
 
 def latency(load: int, trial: Trial, size: Size) -> Figures:
-    """Milliseconds that a job waits, one each 50 ms, beside `load` others per second."""
+    """Return the milliseconds that a job waits, one each 50 ms, beside `load` others per second."""
     worker = trial.start("work", task="stamp", slots=None)
     count = WARM_UP + size.beats
     seconds = count * EVERY_SECONDS

@@ -1,4 +1,4 @@
-"""Many jobs pass through while somebody holds a transaction open, as a backup does: dead rows cannot be removed."""
+"""Throughput while another session holds a transaction open, as a backup does: dead rows cannot be removed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import psycopg
 from ..trial import Trial
 from ..workload import Figures, Size, Workload
 
-# So many seconds at its usual pace show whether a contestant slows down.
-MOST_SECONDS = 20.0
-# Who needs longer than this is judged by what it has done.
+# This many seconds at its usual rate show whether a contestant slows down.
+MAX_SECONDS = 20.0
+# A contestant that needs longer than this is measured by what it has done.
 PATIENCE = 60.0
 
 
 def passing(trial: Trial, size: Size) -> Figures:
-    """Jobs per second with the open transaction: the first tenth, the last, and all against the same without it."""
-    count = trial.contestant.jobs("drain", MOST_SECONDS, most=size.passing)
+    """Return the jobs per second with the open transaction: first tenth, last tenth, and all against none open."""
+    count = trial.contestant.jobs("drain", MAX_SECONDS, most=size.passing)
     trial.fill(count)
     free = _run(trial, count)
     with trial.another() as other:
@@ -39,7 +39,7 @@ def passing(trial: Trial, size: Size) -> Figures:
 
 @contextlib.contextmanager
 def _snapshot(trial: Trial) -> Iterator[None]:
-    """A transaction that sees the database as it is now, for as long as it lasts."""
+    """Hold a transaction open that sees the database as it is now."""
     with trial.server.connect(trial.database) as conn:
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with conn.transaction():
@@ -68,7 +68,7 @@ def _run(trial: Trial, count: int) -> dict[str, float]:
 
 
 def _rate(seen: list[tuple[int, float]], start: int, end: int) -> float:
-    """Jobs per second between two numbers of jobs, as nearly as they were looked at."""
+    """Return the jobs per second between two numbers of jobs, as exactly as they were sampled."""
     first = next(look for look in seen if look[0] >= start)
     last = next((look for look in seen if look[0] >= end), seen[-1])
     return (last[0] - first[0]) / max(last[1] - first[1], 1e-6)

@@ -1,4 +1,4 @@
-"""How punctual the ticks of many schedules are, and what keeping ten thousand of them costs."""
+"""Lateness of the ticks of many schedules, and the cost of keeping ten thousand schedules."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from ..trial import Failed, Trial, share
 from ..workload import Figures, Size, Workload
 
-# The first round meets connections that are just made, and may begin in the middle of one.
+# The first round uses new connections, and may begin in the middle of a round.
 WARM_UP_ROUNDS = 1
 
 
 def lateness(case: str, trial: Trial, size: Size) -> Figures:
-    """Milliseconds from a tick to the body of its job: all at the same second, or spread over ten."""
+    """Return the milliseconds from a tick to the body of its job: all at the same second, or spread over ten."""
     trial.call("schedule", count=size.schedules, case=case, every_seconds=size.tick_seconds)
     worker = trial.start("work", task="stamp", slots=None)
     rounds = WARM_UP_ROUNDS + size.rounds
@@ -26,11 +26,11 @@ def lateness(case: str, trial: Trial, size: Size) -> Figures:
 
 
 def upkeep(trial: Trial, size: Size) -> Figures:
-    """Statements, transactions and CPU per second of a worker that keeps schedules of which few are due."""
+    """Return statements, transactions and CPU per second of a worker that keeps schedules of which few are due."""
     trial.call("schedule", count=size.kept, case="spread", every_seconds=3600)
     with trial.requests() as requests:
         worker = trial.start("work", task="stamp", slots=None)
-        # All their first ticks are decided by then.
+        # All their first ticks are planned by then.
         trial.until(lambda: trial.remaining() >= size.kept, "its schedules are planned", 120)
         time.sleep(5)
         requests.restart()
