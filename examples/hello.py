@@ -1,4 +1,4 @@
-"""The smallest program. `pgcron dev` gives it a database; then: python hello.py, and: pgcron worker"""
+"""The smallest program. `pgcron dev` starts a database for it; then: python hello.py, and: pgcron worker"""
 
 from pgcron_lite import PgCron
 
@@ -11,5 +11,5 @@ def hello(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(hello.delay("world").wait(timeout=60))
+    print(hello.delay("world").result(timeout=60))
     # prints: Hello, world!

@@ -1,11 +1,11 @@
-"""What happens when a task fails: wait and try again, come back later, give up. Run: python retries.py"""
+"""Ways for a task to fail: wait and try again, come back later, give up. Run: python retries.py"""
 
 from pgcron_lite import Backoff, Cancel, JobCancelled, JobFailed, PgCron, Retry, Snooze, current_job
 
 app = PgCron("retries")
 
 
-@app.task(max_attempts=5, backoff=Backoff(first="100ms", factor=2, most="1s"), discard_on=ValueError)
+@app.task(max_attempts=5, backoff=Backoff(first="100ms", factor=2, max="1s"), discard_on=ValueError)
 def fetch(url: str) -> str:
     if not url.startswith("https://"):
         raise ValueError(f"{url!r} is no address")  # trying again would not help: it fails at once
@@ -25,8 +25,8 @@ def poll(export: str) -> str:
 @app.task
 def obey(limit: str) -> str:
     if current_job.attempt == 1:
-        raise Retry("300ms")  # the service itself has said when to come back
-    raise Cancel("nobody needs it any more")
+        raise Retry("300ms")  # the service itself has set the delay
+    raise Cancel("no longer needed")
 
 
 asked: list[str] = []
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     def report() -> None:
         for handle in handles:
             try:
-                print(handle.wait(timeout=60))
+                print(handle.result(timeout=60))
             except (JobFailed, JobCancelled) as error:
                 print(type(error).__name__, "-", handle.job().error)
 
@@ -49,4 +49,4 @@ if __name__ == "__main__":
     # prints: https://example.org fetched at attempt 3
     # prints: JobFailed - ValueError: 'mailto:ada' is no address
     # prints: export ready at attempt 1
-    # prints: JobCancelled - nobody needs it any more
+    # prints: JobCancelled - no longer needed

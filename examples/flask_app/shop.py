@@ -25,17 +25,17 @@ class Order(db.Model):  # type: ignore[name-defined,misc]
 
 @cron.task(max_attempts=8)
 def confirm(order_id: int) -> str:
-    # An app context is there, and a session of this job's own.
+    # Each job has its own app context and its own session.
     order = db.session.get_one(Order, order_id)
     order.confirmed = True
     db.session.commit()
-    return f"told {order.email}"
+    return f"confirmed to {order.email}"
 
 
 def create_app(database_url: str | None = None) -> Flask:
     app = Flask(__name__)
     url = database_url or os.environ["DATABASE_URL"]
-    # SQLAlchemy wants the driver in the name; jobs go to the same database.
+    # SQLAlchemy needs the driver in the name; the queue uses the same database.
     app.config["SQLALCHEMY_DATABASE_URI"] = "postgresql+psycopg://" + url.partition("://")[2]
     db.init_app(app)
     cron.init_app(app)
