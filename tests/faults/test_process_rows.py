@@ -50,10 +50,10 @@ def test_the_job_of_a_killed_worker_runs_again_and_is_done_once(
 @pytest.mark.row(2)
 @both_kinds
 def test_another_worker_runs_the_job_within_the_published_bound(queue: Queue, workers: Workers, gevent: bool) -> None:
-    victim = workers.start(gevent=gevent)
+    both = workers.start(gevent=gevent), workers.start(gevent=gevent)
     job = queue.enqueue("nap", seconds=3)
-    queue.begun(job)
-    workers.start(gevent=gevent)
+    [entry] = queue.begun(job)
+    [victim] = [worker for worker in both if worker.pid == entry["pid"]]
 
     victim.kill()
 

@@ -39,7 +39,7 @@ def test_a_job_shorter_than_the_grace_is_finished_and_what_has_not_begun_goes_ba
     queue: Queue, workers: Workers, audit: Audit, gevent: bool
 ) -> None:
     worker = workers.start(gevent=gevent, slots=1)
-    running = queue.enqueue("nap", seconds=1.5)
+    running = queue.enqueue("nap", seconds=3)
     queue.begun(running)
     waiting = queue.enqueue("nap")
 

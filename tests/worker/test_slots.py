@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import pytest
@@ -14,8 +14,7 @@ from support import eventually
 from pgcron_lite import PgCron, current_job
 from pgcron_lite.job import Job, NewJob
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.worker import slots as module
-from pgcron_lite.worker.slots import Slots
+from pgcron_lite.worker.slots import Slots, SlotThread
 
 
 @pytest.fixture
@@ -293,8 +292,12 @@ class Late(BaseException):
     """An exception that another thread throws into a slot, for a job that is over by then."""
 
 
+# What a slot's thread runs, without `_run`: what `execute` does is a task's own business.
+OWN_CODE = [f.__code__ for name, f in vars(Slots).items() if isinstance(f, FunctionType) and name != "_run"]
+
+
 class Throws:
-    """A trace function that raises `Late` before the instruction `number` of the slots' own code, once.
+    """Raises `Late` before the instruction `number` of the slots' own code, once.
 
     That covers every place where an exception thrown in by another thread may come up, and more.
     """
@@ -302,20 +305,45 @@ class Throws:
     def __init__(self, number: int) -> None:
         self.left = number
 
-    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        # Beside the job: what `execute` runs is a task's own business.
-        if frame.f_code.co_filename != module.__file__ or frame.f_code.co_name == "_run":
+    def __enter__(self) -> None:
+        if sys.version_info < (3, 12):
+            self.before = sys.gettrace()
+            threading.settrace(self.trace)
+            return
+        # Since 3.12 a trace function misses instructions of code that is running when it asks for them.
+        sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, "Throws")
+        sys.monitoring.register_callback(
+            sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION, lambda code, offset: self.count()
+        )
+        self.observe(sys.monitoring.events.INSTRUCTION)
+
+    def __exit__(self, *error: object) -> None:
+        if sys.version_info < (3, 12):
+            threading.settrace(None)
+            # All greenlets of a thread have one in common.
+            sys.settrace(self.before)
+            return
+        self.observe(sys.monitoring.events.NO_EVENTS)
+        sys.monitoring.free_tool_id(sys.monitoring.DEBUGGER_ID)
+
+    def observe(self, events: int) -> None:
+        for code in OWN_CODE:
+            sys.monitoring.set_local_events(sys.monitoring.DEBUGGER_ID, code, events)
+
+    def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code not in OWN_CODE:
             return None
-        if not frame.f_trace_opcodes:
-            frame.f_trace_opcodes = True
-            # Python 3.12 looks for frames that want their instructions traced here alone.
-            sys.settrace(self)
-        # Greenlets have one trace function in common.
-        if event == "opcode" and self.left and isinstance(threading.current_thread(), module.SlotThread):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.count()
+        return self.trace
+
+    def count(self) -> None:
+        # The thread of the test is observed too.
+        if self.left and isinstance(threading.current_thread(), SlotThread):
             self.left -= 1
             if not self.left:
                 raise Late
-        return self
 
 
 # Where the thread is about to end, nothing catches it any more.
@@ -347,12 +375,9 @@ def run_under(throws: Throws, app: PgCron, jobs: list[Job]) -> list[Job]:
         return len(seen) >= len(jobs)
 
     # To the end: a thread looks for the trace function some time after it has started.
-    threading.settrace(throws)
-    try:
+    with throws:
         slots.put(jobs[0], since=-100.0)
         slots.put(*jobs[1:])
         eventually(are_all_there)
-    finally:
-        threading.settrace(None)
     slots.close()
     return seen
