@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pgcron_lite.errors import near_miss
+from pgcron_lite.hints import near_miss
 
 PLACE = Path(__file__).parent / "contestants"
 OURS = "pgcron"

@@ -1,6 +1,7 @@
 """Flask for background jobs: a queue and a cron in the PostgreSQL you already run."""
 
 from .app import PgCron as PgCron
+from .blueprint import TaskBlueprint as TaskBlueprint
 from .context import current_job as current_job
 from .errors import AppNotFound as AppNotFound
 from .errors import ConfigError as ConfigError

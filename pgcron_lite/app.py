@@ -6,28 +6,32 @@ A process may have several apps. Constructing one stores its settings and does n
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
-import sys
 import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 from . import config, interfaces
-from .errors import OptionError, SetupFinished, UnknownTask, near_miss
-from .events import Events
+from .admin import Jobs, Queues
+from .blueprint import TaskBlueprint
+from .calls import CallOptions, GivenOptions, checked_call, job_by_name, with_options
+from .checks import checked_id, header_texts, written_name
+from .config import SettingValues
+from .declarations import Declarations, task_name
+from .errors import OptionError, SetupFinished, UnknownTask
+from .events import EventName, Events
 from .handle import Handle
+from .hints import APP_METHODS, near_miss, refuse_attribute
 from .job import Job, NewJob
-from .retry import Backoff, Duration, RetryOn
-from .schedules.api import DeclaredOptions, Schedules, When, declare
-from .schedules.schedule import Schedule
+from .retry import Duration
+from .schedules.api import Schedules
 from .schedules.timezones import TimeZone
-from .schedules.timing import Cron, Every
-from .task import Task, check_function, header_texts, task_options, written_name
+from .task import Task
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
@@ -36,9 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+
 
 class RunOptions(TypedDict, total=False):
     """The options of `PgCron.run_worker`. Those left out come from the app's settings."""
@@ -63,27 +66,27 @@ Around = Callable[[Job], Iterator[None]]
 SHELL = "pgcron.shell"
 
 
-class PgCron:
+class PgCron(Declarations):
     """Tasks, hooks, and the queue they belong to.
 
     `url` and every other setting may be left to the environment (see `config.Settings`). `memory://` keeps the queue
     in this process, for tests.
     """
 
-    def __init__(self, name: str = "app", *, url: str | None = None, **settings: Any) -> None:
+    def __init__(self, name: str = "app", *, url: str | None = None, **settings: Unpack[SettingValues]) -> None:
         # A URL passed by mistake is not repeated here or in `repr`: it may contain a password.
         if not isinstance(name, str) or "://" in name:
             raise OptionError(
                 "PgCron(...): the first argument is the app's name; the database is url=..., as in"
                 " PgCron('shop', url='postgresql://...')"
             )
+        super().__init__()
         self.name = name
-        self.tasks: dict[str, Task[..., Any]] = {}
         self.events = Events()
         self.arounds: list[Around] = []
-        # Schedules declared in code. `schedules` reads the database, where these take effect at the next worker start.
-        self.declared: dict[str, Schedule] = {}
         self.schedules = Schedules(self)
+        self.jobs = Jobs(lambda: self.store)
+        self.queues = Queues(lambda: self.store)
         self._given: dict[str, Any] = {"database_url": url, **settings}
         config.Settings().with_values(self._given, f"PgCron({name!r})")
         self._configured: tuple[str, dict[str, Any]] | None = None
@@ -94,78 +97,27 @@ class PgCron:
         self._opening = threading.Lock()
         self._frozen_by: str | None = None
         # The active test harness, and its settings, which take precedence over all others.
-        self.harness: interfaces.Harness | None = None
+        self._harness: interfaces.Harness | None = None
         self._overruling: tuple[str, Mapping[str, Any]] = ("", {})
 
     def __repr__(self) -> str:
         return f"<PgCron {self.name!r}>"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(self, name, "an app", "app", APP_METHODS)
+
     # Setting up
 
-    @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-    @overload
-    def task(
-        self,
-        function: None = None,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        max_attempts: int = 5,
-        backoff: Backoff | Duration | None = None,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] | None = None,
-        discard_on: type[BaseException] | tuple[type[BaseException], ...] = (),
-        retry: Sequence[RetryOn] = (),
-        max_crashes: int = 3,
-        keep_result: bool = True,
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-
-    def task(
-        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
-    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
-        """Register a function as a task: `@app.task`, or `@app.task(queue="mail", max_attempts=8)`."""
-        known = ("queue", "priority", "max_attempts", "backoff", "retry_on", "discard_on", "retry", "max_crashes",
-                 "keep_result")
-        for option in options:
-            if option not in known:
-                raise OptionError(f"@app.task has no option {option!r}{near_miss(option, known)}")
-        checked = task_options(rules=options.pop("retry", ()), **options)
-        given = None if name is None else written_name(name)
-
-        def register(function: Callable[P, R]) -> Task[P, R]:
-            self._check_open("register a task")
-            check_function(function)
-            task = Task(self, function, given or task_name(function), checked)
-            self._add(task)
-            return task
-
-        return register if function is None else register(function)
-
-    def cron(
-        self, expression: str, /, *, tz: TimeZone = "UTC", **options: Unpack[DeclaredOptions]
-    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Run the decorated function or task by a cron expression: `@app.cron("30 2 * * *", tz="Europe/Berlin")`."""
-        return self.schedule(Cron(expression, tz), tz=tz, **options)
-
-    def every(
-        self, interval: Duration, /, **options: Unpack[DeclaredOptions]
-    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Run the decorated function or task at a fixed interval: `@app.every("10s")`."""
-        return self.schedule(Every(interval).interval, **options)
-
-    def schedule(
-        self, when: When, /, *, tz: TimeZone = "UTC", **options: Unpack[DeclaredOptions]
-    ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Run the decorated function or task by a cron expression or an interval: "*/5 * * * *" or "every 10s"."""
-
-        def register(target: Callable[P, R] | Task[P, R]) -> Task[P, R]:
-            self._check_open("declare a schedule")
-            return declare(self, target, when, tz, options)
-
-        return register
+    def register(self, blueprint: TaskBlueprint) -> None:
+        """Add the tasks and schedules of a blueprint, including those that it declares later."""
+        if not isinstance(blueprint, TaskBlueprint):
+            raise OptionError(
+                f"app.register({blueprint!r}): expected a TaskBlueprint, as in app.register(mail). A single function is"
+                " registered with @app.task"
+            )
+        blueprint._bind(self)
 
     def enable_shell(self, *, env: Iterable[str] = (), **options: Any) -> Task[..., dict[str, Any]]:
         """Register the task `pgcron.shell`, which runs a shell command. Options as for `@app.task`.
@@ -180,7 +132,7 @@ class PgCron:
 
         return self.task(name=SHELL, **{"max_attempts": 1, **options})(shell.passing(env))
 
-    def on(self, event: str) -> Callable[[F], F]:
+    def on(self, event: EventName) -> Callable[[F], F]:
         """Call the decorated function whenever `event` has happened; `events.EVENTS` lists the values it may take."""
 
         def register(receiver: F) -> F:
@@ -198,8 +150,6 @@ class PgCron:
         The hook added first is the outermost. `outermost=True` is for a hook that the others need, such as an app
         context: it goes around all of them.
         """
-        import inspect
-
         self._check_open("add an around hook")
         if not inspect.isgeneratorfunction(hook):
             raise OptionError(f"@app.around expects a generator function with one yield, got {hook!r}")
@@ -213,13 +163,13 @@ class PgCron:
         self.arounds.insert(0 if outermost else len(self.arounds), hook)
         return hook
 
-    def configure(self, source: str = "configure()", **settings: Any) -> None:
+    def configure(self, source: str = "configure()", **settings: Unpack[SettingValues]) -> None:
         """Set settings after construction and before the first use. Arguments of the constructor take precedence.
 
         A second call replaces the first.
         """
         config.Settings().with_values(settings, source)
-        earlier, self._configured = self._configured, (source, settings)
+        earlier, self._configured = self._configured, (source, {**settings})
         if self._settings is not None and self._settings != self._read_settings():
             self._configured = earlier
             raise SetupFinished(
@@ -227,19 +177,19 @@ class PgCron:
                 " first use."
             )
 
-    def freeze(self, why: str) -> None:
+    def _freeze(self, why: str) -> None:
         """Refuse further registrations: a worker has published the tasks it knows."""
         self._frozen_by = why
         # A worker's tasks share one connection, however many are open.
         if self._store is not None:
             self._store.shrink(1)
 
-    def thaw(self) -> None:
+    def _thaw(self) -> None:
         """Allow registrations again, after the worker has ended."""
         self._frozen_by = None
 
     @property
-    def is_running(self) -> bool:
+    def _is_running(self) -> bool:
         """Return True while a worker of this app runs in this process."""
         return self._frozen_by is not None
 
@@ -252,7 +202,7 @@ class PgCron:
             self._settings = self._read_settings()
         return self._settings
 
-    def source_of(self, setting: Literal["database_url", "direct_url"]) -> str:
+    def _source_of(self, setting: Literal["database_url", "direct_url"]) -> str:
         """Return the source of a URL, for messages: an argument or the name of a variable."""
         by, overruling = self._overruling
         source, configured = self._configured or ("", {})
@@ -271,10 +221,10 @@ class PgCron:
             with self._opening:
                 if self._store is None:
                     size = self.settings.connections if self._frozen_by is None else 1
-                    self._store = self.open_store("pgcron", size=size, checks_label=True)
+                    self._store = self._open_store("pgcron", size=size, checks_label=True)
         return self._store
 
-    def open_store(self, application: str, *, size: int, checks_label: bool = False) -> Store:
+    def _open_store(self, application: str, *, size: int, checks_label: bool = False) -> Store:
         """Return a new store with up to `size` connections, whose application name is `application`.
 
         With `checks_label`, each new connection refuses a database of another environment. A worker checks it once,
@@ -286,26 +236,21 @@ class PgCron:
         from .pg.url import parse_url
 
         settings = self.settings
-        where = parse_url(settings.url(), application=application, source=self.source_of("database_url"))
+        where = parse_url(settings.url(), application=application, source=self._source_of("database_url"))
         direct = settings.direct_url and parse_url(
-            settings.direct_url, application="pgcron listener", source=self.source_of("direct_url")
+            settings.direct_url, application="pgcron listener", source=self._source_of("direct_url")
         )
         return PostgresStore(
             where, settings.schema, direct=direct or None, size=size, rings=settings.notify,
             check_label=settings.check_label if checks_label else None,
         )  # fmt: skip
 
-    def enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]:
+    def _enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]:
         """Insert jobs in a separate transaction, or in the caller's on `conn`."""
-        if isinstance(cast("object", jobs), str):
-            raise OptionError(
-                f"app.enqueue({jobs!r}, ...) takes jobs, not a name. Call the task: some_task.delay(...)."
-                " A producer that cannot import it runs: select pgcron.enqueue('name', '{\"argument\": 1}')."
-            )
         if conn is None:
             ids = self.store.enqueue(jobs)
         elif self.settings.is_memory:
-            if self.harness is None:
+            if self._harness is None:
                 raise OptionError("conn=...: the memory store has no transactions; pass a conn only with PostgreSQL")
             ids = self.store.enqueue(jobs)
         else:
@@ -316,11 +261,11 @@ class PgCron:
         if self.events.wants("job_enqueued"):
             for job, job_id in zip(jobs, ids, strict=True):
                 self.events.send("job_enqueued", task=job.task, job_id=job_id)
-        if self.harness is not None:
-            self.harness.enqueued_on(conn)
+        if self._harness is not None:
+            self._harness.enqueued_on(conn)
         return ids
 
-    def complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool:
+    def _complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool:
         """End a running job on the caller's connection. Tasks call `current_job.complete`."""
         if self.settings.is_memory:
             return cast("MemoryStore", self.store).complete(job_id, claim, result)
@@ -328,7 +273,7 @@ class PgCron:
 
         return complete_on(conn, job_id, claim, result, schema=self.settings.schema)
 
-    def headers_for(self, task: interfaces.RegisteredTask, given: Mapping[str, str]) -> Mapping[str, str]:
+    def _headers_for(self, task: interfaces.NamedTask, given: Mapping[str, str]) -> Mapping[str, str]:
         """Return the headers of a job: the caller's, and those that `job_enqueuing` receivers add."""
         if not self.events.wants("job_enqueuing"):
             return given
@@ -342,12 +287,29 @@ class PgCron:
 
     def handle(self, job_id: int) -> Handle[Any]:
         """Return a handle for a job whose id you kept."""
-        if not isinstance(job_id, int) or isinstance(job_id, bool):
-            raise OptionError(f"app.handle({job_id!r}): expected the job's id as a whole number, which is handle.id")
-        return Handle(self, job_id)
+        return Handle(self, checked_id(job_id, "handle"))
+
+    def send(
+        self,
+        task: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[GivenOptions],
+    ) -> Handle[Any]:
+        """Enqueue a task by its name: `app.send("shop.add", args=[1, 2], priority=5)`. Options as for `Task.options`.
+
+        The task need not be registered in this process. If it is not, its options are the defaults (queue "default",
+        five attempts), whatever its decorator says in the workers' code, its arguments are not checked, and they are
+        given either by position or by name.
+        """
+        call = with_options(CallOptions(), "send()", options)
+        if written_name(task) in self.tasks:
+            args, kwargs = checked_call(args, kwargs)
+            return self.tasks[task].options(**options).delay(*args, **kwargs)
+        return Handle(self, self._enqueue([job_by_name(self, task, args, kwargs, call)], call.conn)[0])
 
     @property
-    def definitions(self) -> dict[str, str]:
+    def _definitions(self) -> dict[str, str]:
         """The declared schedules as the database stores them."""
         return {name: schedule.dumps() for name, schedule in self.declared.items()}
 
@@ -362,7 +324,7 @@ class PgCron:
             ) from None
 
     @contextlib.contextmanager
-    def under_test(self, harness: interfaces.Harness, settings: Mapping[str, Any]) -> Iterator[None]:
+    def _under_test(self, harness: interfaces.Harness, settings: Mapping[str, Any]) -> Iterator[None]:
         """Attach `harness`, a new queue and `settings`, which take precedence. Restore the app at the end."""
         before = self._store, self._settings
         self._stand(harness, ("testing()", settings), None, None)
@@ -374,7 +336,7 @@ class PgCron:
             if opened is not None:
                 opened.close()
 
-    def reread_settings(self) -> None:
+    def _reread_settings(self) -> None:
         """Discard the settings that were read. Until the next use reads them again, `configure` may change them."""
         self._settings = None
 
@@ -407,7 +369,7 @@ class PgCron:
         inline: bool = False,
         raises: bool = False,
         schedules: bool = True,
-        **settings: Any,
+        **settings: Unpack[SettingValues],
     ) -> Harness:
         """Put this app under test for a block: `with app.testing(at="2026-03-28 12:00") as t: ...`.
 
@@ -454,7 +416,7 @@ class PgCron:
         store: Store | None,
         settings: config.Settings | None,
     ) -> None:
-        self.harness, self._overruling = harness, overruling
+        self._harness, self._overruling = harness, overruling
         self._store, self._settings = store, settings
 
     def _read_settings(self) -> config.Settings:
@@ -463,14 +425,11 @@ class PgCron:
         by, overruling = self._overruling
         return settings.with_values(overruling, by)
 
-    def _add(self, task: Task[..., Any]) -> None:
-        earlier = self.tasks.get(task.name)
-        if earlier is not None and _place(earlier.function) != _place(task.function):
-            raise OptionError(
-                f"two tasks are named {task.name!r}: {_place(earlier.function)} and {_place(task.function)};"
-                " give one of them name=..."
-            )
-        self.tasks[task.name] = task
+    def _bound_app(self) -> PgCron:
+        return self
+
+    def _name_for(self, function: Callable[..., Any]) -> str:
+        return task_name(function)
 
     def _check_open(self, what: str) -> None:
         if self._frozen_by is not None:
@@ -483,8 +442,8 @@ class PgCron:
 
         if self._store is not None:
             return self._store
-        if self.harness is not None:
-            self._store = self.harness.store
+        if self._harness is not None:
+            self._store = self._harness.store
             return self._store
         if os.environ.get("DYNO"):
             warnings.warn(
@@ -495,29 +454,3 @@ class PgCron:
             )
         self._store = MemoryStore()
         return self._store
-
-
-def task_name(function: Callable[..., Any]) -> str:
-    """Return `module.function`. The module of a script is the name it would be imported by, never `__main__`."""
-    module = function.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
-        if spec is not None:
-            module = spec.name.removesuffix(".__main__")
-        elif getattr(main, "__file__", None):
-            module = Path(str(main.__file__)).stem
-        else:
-            raise OptionError(
-                f"{function.__qualname__} is defined at an interactive prompt, where no worker can find it;"
-                " put it into a module, or give it name=..."
-            )
-    qualified = function.__qualname__.replace(".<locals>", "")
-    if function.__name__ == "<lambda>":
-        raise OptionError("a lambda has no name that a worker can look up; define a function, or give it name=...")
-    return f"{module}.{qualified}"
-
-
-def _place(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

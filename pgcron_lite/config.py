@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from . import durations
-from .errors import ConfigError, PgCronError, near_miss
+from .errors import ConfigError, PgCronError
+from .hints import near_miss
+from .retry import Duration
 from .serialization.json_codec import MAX_SIZE
 
 # Providers that put a pooler behind the main URL publish the direct one under these names.
@@ -35,6 +37,26 @@ class NoDatabase(str):
         made = super().__new__(cls)
         made.reason = reason
         return made
+
+
+class SettingValues(TypedDict, total=False):
+    """The settings as `PgCron` and `configure` take them: as texts of the environment, or as values."""
+
+    database_url: str | None
+    direct_url: str | None
+    schema: str | None
+    environment: str | None
+    notify: bool | str | None
+    connections: int | str | None
+    queues: str | Sequence[str] | None
+    slots: int | str | None
+    poll: Duration | None
+    grace: Duration | None
+    lease: Duration | None
+    hang_exit: bool | str | None
+    keep_done: Duration | None
+    keep_failed: Duration | None
+    payload_limit: int | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +232,4 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "payload_limit": _size,
 }
 
-assert set(READERS) == {f.name for f in fields(Settings)}
+assert set(READERS) == {f.name for f in fields(Settings)} == set(SettingValues.__annotations__)

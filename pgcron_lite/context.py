@@ -93,7 +93,7 @@ class CurrentJob:
         claim = here.job.claim
         assert isinstance(claim, uuid.UUID)
         text = here.app.find_task(here.job.task).arguments.dumps_result(result, here.app.settings.payload_limit)
-        if not here.app.complete(conn, here.job.id, claim, text):
+        if not here.app._complete(conn, here.job.id, claim, text):
             raise PgCronError(
                 f"{here.job} is no longer this worker's: it was considered dead and its jobs were given to others."
                 " Roll back: the job and its effect now belong to another worker."

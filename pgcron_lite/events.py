@@ -10,13 +10,20 @@ import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
-from .errors import OptionError, near_miss
+from .errors import OptionError
+from .hints import foreign_signal, near_miss
 
 logger = logging.getLogger(__name__)
 
 Receiver = Callable[..., object]
+
+EventName = Literal[
+    "job_enqueuing", "job_enqueued", "job_started", "job_done", "job_retrying", "job_snoozed", "job_failed",
+    "job_cancelled", "job_released", "job_lost", "job_rescued", "schedule_missed", "schedule_late",
+    "schedule_recovered", "worker_started", "worker_stopping", "worker_stopped",
+]
 
 # Each event, with the values that its receivers may take.
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -38,6 +45,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "worker_stopping": ("worker",),
     "worker_stopped": ("worker",),
 }
+assert set(EVENTS) == set(get_args(EventName))
 
 
 class Events:
@@ -48,7 +56,7 @@ class Events:
 
     def add(self, event: str, receiver: Receiver) -> None:
         if event not in EVENTS:
-            near = near_miss(event, EVENTS) or "."
+            near = foreign_signal(event) or near_miss(event, EVENTS) or "."
             raise OptionError(f"there is no event {event!r}{near} The events: {', '.join(EVENTS)}")
         self._receivers[event].append((receiver, _wanted(event, receiver)))
 

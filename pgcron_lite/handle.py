@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import durations
 from .clock import monotonic
-from .errors import JobCancelled, JobFailed, UnknownJob, WaitTimeout
+from .errors import JobCancelled, JobFailed, WaitTimeout
+from .hints import HANDLE_METHODS, refuse_attribute
 from .interfaces import App
 from .job import Job, State
 from .retry import Duration
@@ -16,16 +17,6 @@ from .serialization import json_codec
 R = TypeVar("R", covariant=True)
 
 FIRST_LOOK, MAX_PAUSE = 0.01, 0.5
-
-# Methods of the handles of other queues, and of futures, with the call that does it here.
-FOREIGN_METHODS = {
-    "get": "result(timeout='10s')",
-    "wait": "result(timeout='10s')",
-    "status": "state()",
-    "ready": "done()",
-    "revoke": "cancel()",
-}
-
 
 class Handle(Generic[R]):
     """A job by its id. Every method queries the database."""
@@ -48,18 +39,11 @@ class Handle(Generic[R]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            hint = f"; here it is handle.{FOREIGN_METHODS[name]}" if name in FOREIGN_METHODS else ""
-            raise AttributeError(f"a handle has no attribute {name!r}{hint}", name=name, obj=self)
+            refuse_attribute(self, name, "a handle", "handle", HANDLE_METHODS)
 
     def job(self) -> Job:
         """Return the job as it is now. Raises `UnknownJob` when it is no longer kept, or was never committed."""
-        found = self._app.store.get(self.id)
-        if found is None:
-            raise UnknownJob(
-                f"there is no job #{self.id}: it was deleted, its history was pruned, or the transaction that"
-                " enqueued it has not been committed"
-            )
-        return found
+        return self._app.jobs.get(self.id)
 
     def state(self) -> State:
         """Return the job's state: "queued", "running", "done", "failed" or "cancelled"."""
@@ -77,9 +61,9 @@ class Handle(Generic[R]):
         affect the job.
         """
         seconds = None if timeout is None else durations.duration(timeout, name="timeout").total_seconds()
-        if self._app.harness is not None:
+        if self._app._harness is not None:
             # In a test nothing else runs jobs, so the job would not end during the wait.
-            self._app.harness.wait_for(self.id)
+            self._app._harness.wait_for(self.id)
         deadline = None if seconds is None else monotonic() + seconds
         pause = FIRST_LOOK
         while not (job := self.job()).is_final:
@@ -92,14 +76,11 @@ class Handle(Generic[R]):
 
     def cancel(self) -> bool:
         """Cancel the job if it has not begun. Return False if it is running or has ended."""
-        return self._app.store.cancel(self.id)
+        return self._app.jobs.cancel(self.id)
 
     def retry(self) -> bool:
         """Queue a failed or cancelled job again, due now, with all its attempts. Return False if it is neither."""
-        is_queued = self._app.store.retry(self.id)
-        if is_queued:
-            self._app.store.ring()
-        return is_queued
+        return self._app.jobs.retry(self.id)
 
 
 def _result(app: App, job: Job) -> Any:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .admin import Jobs
 from .config import Settings
 from .job import NewJob
 from .serialization.arguments import Arguments
@@ -21,7 +22,7 @@ class App(Protocol):
     """The app, as its tasks, handles and running jobs use it. Implemented by `app.PgCron`."""
 
     @property
-    def harness(self) -> Harness | None: ...
+    def _harness(self) -> Harness | None: ...
 
     @property
     def settings(self) -> Settings: ...
@@ -30,22 +31,29 @@ class App(Protocol):
     def store(self) -> Store: ...
 
     @property
+    def jobs(self) -> Jobs: ...
+
+    @property
     def tasks(self) -> Mapping[str, RegisteredTask]: ...
 
     def find_task(self, name: str) -> RegisteredTask: ...
 
-    def headers_for(self, task: RegisteredTask, given: Mapping[str, str]) -> Mapping[str, str]: ...
+    def _headers_for(self, task: NamedTask, given: Mapping[str, str]) -> Mapping[str, str]: ...
 
-    def enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]: ...
+    def _enqueue(self, jobs: Sequence[NewJob], conn: Any = None) -> list[int]: ...
 
-    def complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool: ...
+    def _complete(self, conn: Any, job_id: int, claim: uuid.UUID, result: str) -> bool: ...
 
 
-class RegisteredTask(Protocol):
-    """A task, as its jobs and their handles use it. Implemented by `task.Task`."""
+class NamedTask(Protocol):
+    """A task that is known by its name, whether this process can run it or not."""
 
     @property
     def name(self) -> str: ...
+
+
+class RegisteredTask(NamedTask, Protocol):
+    """A task, as its jobs and their handles use it. Implemented by `task.Task`."""
 
     @property
     def arguments(self) -> Arguments: ...

@@ -12,7 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 from . import durations
-from .errors import OptionError, refuses_unknown_options
+from .errors import OptionError
+from .hints import refuses_unknown_options
 from .job import Job, Outcome
 
 Duration = str | int | float | timedelta

@@ -37,9 +37,10 @@ SLOW = {
 # unpatched.
 SAME_UNDER_GEVENT = {
     "test_annotations", "test_arguments", "test_cli", "test_config", "test_cron", "test_crontab_parser",
-    "test_differential", "test_durations", "test_find_app", "test_hints", "test_json_codec", "test_layers",
-    "test_output", "test_ownership", "test_plans", "test_producer", "test_retry", "test_roles", "test_schema",
-    "test_store_schedules", "test_store_schedules_property", "test_timing", "test_typing", "test_url",
+    "test_blueprint", "test_differential", "test_durations", "test_find_app", "test_hints", "test_json_codec",
+    "test_layers", "test_output", "test_ownership", "test_plans", "test_producer", "test_retry", "test_roles",
+    "test_schema", "test_send", "test_store_schedules", "test_store_schedules_property", "test_timing", "test_typing",
+    "test_url",
 }  # fmt: skip
 PROCESSES = {"workers", "workers_of_its_own", "project"}
 SERVERS = {"pg_server", "store"}

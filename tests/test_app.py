@@ -5,14 +5,15 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from zoneinfo import ZoneInfo
 
 import pytest
 from support import python
 
-from pgcron_lite import Backoff, PgCron, RetryOn, Task
+from pgcron_lite import Backoff, PgCron, RetryOn, Task, config
 from pgcron_lite.app import RunOptions, task_name
 from pgcron_lite.errors import OptionError, PgCronError, SetupFinished, UnknownJob, UnknownTask
 from pgcron_lite.worker import process
@@ -309,7 +310,7 @@ def test_all_options_together_are_taken(app):
 
 
 def test_a_frozen_app_says_why_and_what_to_do(app):
-    app.freeze("its worker is running")
+    app._freeze("its worker is running")
 
     for register in (lambda: app.task(work), lambda: app.on("job_done")(work), lambda: app.around(generating)):
         with pytest.raises(SetupFinished, match=r"on <PgCron 'shop'>: its worker is running\. Import the module"):
@@ -319,7 +320,7 @@ def test_a_frozen_app_says_why_and_what_to_do(app):
 def test_a_worker_thaws_its_app_when_it_ends(app):
     process.run_worker(app, drain=True)
 
-    assert not app.is_running
+    assert not app._is_running
     app.task(work)
 
 
@@ -408,6 +409,25 @@ def test_the_time_zone_of_a_schedule_is_stored_by_its_name_however_it_is_given(a
 
     zones = [schedule.timing.tz for schedule in (*app.declared.values(), view.schedule)]
     assert zones == ["Europe/Berlin"] * 3
-    assert '"tz":"Europe/Berlin"' in app.definitions["by_cron"]
+    assert '"tz":"Europe/Berlin"' in app._definitions["by_cron"]
     with app.testing(at="2026-03-01 12:00", tz=berlin) as t:
         assert t.now.tzinfo == berlin
+
+
+# What users call, and what the other modules of this library use besides.
+OF_USERS = {
+    "around", "close", "configure", "cron", "enable_shell", "every", "handle", "init_app", "jobs", "name", "on",
+    "queues", "register", "reset", "run_worker", "schedule", "schedules", "send", "settings", "task", "tasks",
+    "testing",
+}  # fmt: skip
+INTERNAL = {"arounds", "declared", "events", "find_task", "store"}
+
+
+def test_little_but_what_users_call_completes_on_an_app(app):
+    assert {name for name in dir(app) if not name.startswith("_")} == OF_USERS | INTERNAL
+
+
+def test_the_settings_are_typed_for_the_constructor():
+    hints = get_type_hints(config.SettingValues)
+
+    assert set(hints) == {field.name for field in fields(config.Settings)}

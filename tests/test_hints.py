@@ -1,12 +1,17 @@
 """What is said to those who write what other queues understand, or what looks right and is not."""
 
+import copy
+import inspect
+import re
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pgcron_lite import PgCron
+from pgcron_lite import Handle, PgCron, Task, TaskBlueprint, hints
 from pgcron_lite.errors import ConfigError, OptionError, WaitTimeout
+from pgcron_lite.events import EVENTS
 
 
 @pytest.fixture
@@ -147,9 +152,94 @@ def test_what_is_no_id_makes_no_handle(app, wrong):
         app.handle(wrong)
 
 
-def test_a_name_is_nothing_to_enqueue(app):
-    with pytest.raises(OptionError, match=r"app\.enqueue\('shop\.add', \.\.\.\).*\.delay.*select pgcron\.enqueue"):
-        app.enqueue("shop.add")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("enqueue", r"some_task\.delay\(\.\.\.\), or app\.send\('name'.*select pgcron\.enqueue"),
+        ("send_task", r"app\.send\('name', args=\[\.\.\.\]\)"),
+        ("AsyncResult", r"app\.handle\(id\)"),
+        ("periodic_task", r"@app\.cron\(\.\.\.\) or @app\.every\(\.\.\.\)"),
+        ("add_job", r"app\.schedules\.add\(\.\.\.\)"),
+        ("conf", r"app\.configure\(\.\.\.\)"),
+        ("worker_main", r"app\.run_worker\(\)"),
+        ("register_blueprint", r"app\.register\(blueprint\)"),
+    ],
+)
+def test_a_method_of_another_queues_app_is_translated(app, name, says):
+    with pytest.raises(AttributeError, match=f"an app has no attribute '{name}'; here it is {says}"):
+        getattr(app, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("apply_async", r"here it is task\.options\(\.\.\.\)\.delay\(\.\.\.\)"),
+        ("send_with_options", r"here it is task\.options\(\.\.\.\)\.delay\(\.\.\.\)"),
+        ("send", r"here it is task\.delay\(\.\.\.\)"),
+        ("defer", r"here it is task\.delay\(\.\.\.\)"),
+        ("s", "there are no signatures"),
+        ("call_local", "which runs it in this process"),
+        ("request", "here it is current_job"),
+        ("delayed", r"did you mean task\.delay\?"),
+    ],
+)
+def test_a_method_of_another_queues_task_is_translated(add, name, says):
+    with pytest.raises(AttributeError, match=f"a task has no attribute '{name}'.*{says}"):
+        getattr(add, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("get", r"here it is handle\.result\(timeout='10s'\)"), ("ready", r"here it is handle\.done\(\)"),
+     ("forget", r"here it is app\.jobs\.delete\(handle\.id\)"), ("results", r"did you mean handle\.result\?")],
+)
+def test_a_method_of_another_queues_handle_is_translated(add, name, says):
+    with pytest.raises(AttributeError, match=f"a handle has no attribute '{name}'; {says}"):
+        getattr(add.delay(1), name)
+
+
+@pytest.mark.parametrize(
+    ("signal", "event"),
+    [("task_success", "job_done"), ("task_failure", "job_failed"), ("task_prerun", "job_started"),
+     ("worker_ready", "worker_started")],
+)
+def test_a_signal_of_another_queue_is_translated(app, signal, event):
+    with pytest.raises(OptionError, match=rf"there is no event '{signal}'; here it is @app\.on\('{event}'\)"):
+        app.on(signal)(print)
+
+
+def test_every_translation_names_something_that_exists(app, add):
+    handle = add.delay(1)
+    for owner, methods in ((app, hints.APP_METHODS), (add, hints.TASK_METHODS), (handle, hints.HANDLE_METHODS)):
+        short = {PgCron: "app", Task: "task", Handle: "handle"}[type(owner)]
+        for foreign, ours in methods.items():
+            assert not hasattr(owner, foreign), foreign
+            for name in re.findall(rf"\b{short}\.(\w+)", ours):
+                assert hasattr(owner, name), ours
+    assert set(hints.SIGNALS.values()) <= set(EVENTS)
+    assert not set(hints.SIGNALS) & set(EVENTS)
+    assert set(hints.BLUEPRINT_METHODS).isdisjoint(dir(TaskBlueprint("mail")))
+
+
+def test_what_copies_and_inspects_a_task_is_not_disturbed(add):
+    assert copy.copy(add).name == "add"
+    assert inspect.unwrap(add)(1) == 3
+    assert list(inspect.signature(add).parameters) == ["x", "y"]
+
+
+def crontab(minute: Any = "*", hour: Any = "*", day_of_week: Any = "*") -> Any:
+    """The attributes that Celery's class of this name has."""
+    return SimpleNamespace(
+        _orig_minute=minute, _orig_hour=hour, _orig_day_of_month="*", _orig_month_of_year="*",
+        _orig_day_of_week=day_of_week,
+    )
+
+
+def test_a_crontab_object_is_written_as_an_expression(app, add):
+    with pytest.raises(OptionError, match=r"expected a cron expression as text.*; write '0 7 \* \* mon-fri'"):
+        app.cron(crontab(minute=0, hour=7, day_of_week="mon-fri"))
+    with pytest.raises(OptionError, match=r"; write '\*/5 \* \* \* \*'"):
+        app.schedules.add("often", crontab(minute="*/5"), add)
 
 
 def test_a_url_in_the_place_of_the_name_is_recognised_and_not_repeated():

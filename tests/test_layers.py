@@ -16,8 +16,14 @@ from pathlib import Path
 import pytest
 
 LAYERS = {
-    "values": {"errors", "job", "retry", "durations", "clock", "events", "config", "serialization", "schedules"},
-    "app": {"app", "task", "handle", "context", "store", "interfaces", "schedules.api"},
+    "values": {
+        "errors", "hints", "checks", "job", "retry", "durations", "clock", "events", "config", "serialization",
+        "schedules",
+    },
+    "app": {
+        "app", "declarations", "blueprint", "task", "calls", "handle", "admin", "context", "store", "interfaces",
+        "schedules.api",
+    },
     # Pings are sent by the scheduler until they are an event receiver.
     "machines": {"worker", "contrib.pings", "contrib.http_post"},
     "memory": {"memory"},

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import errors
-from ..errors import near_miss
+from ..hints import near_miss
 
 OK, FAILED, USAGE, UNREACHABLE, MISFIT, FORCED = 0, 1, 2, 69, 78, 130
 

@@ -76,7 +76,7 @@ def queue(ctx: click.Context) -> Iterator[Store]:
     """Open the store of the app's queue and check its schema; close it at the end."""
     app = chosen(ctx).app_or_bare()
     _refuse_memory(app)
-    store = app.open_store("pgcron cli", size=1, checks_label=True)
+    store = app._open_store("pgcron cli", size=1, checks_label=True)
     try:
         store.check_schema()
         yield store

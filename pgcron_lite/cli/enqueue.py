@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import JobEnded, OptionError, PayloadError, PgCronError, WaitTimeout, near_miss
+from ..errors import JobEnded, OptionError, PayloadError, PgCronError, WaitTimeout
+from ..hints import near_miss
 from ..serialization import json_codec
 from ..serialization.annotations import hints_of
 from . import FAILED, Refusal, output

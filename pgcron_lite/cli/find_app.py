@@ -21,7 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from ..app import PgCron
-from ..errors import AppNotFound, near_miss
+from ..errors import AppNotFound
+from ..hints import near_miss
 
 NAMES = ("app", "application")
 FACTORIES = ("create_app", "make_app")

@@ -47,7 +47,7 @@ def health(
     The exit code is 0 if the database answers, the schema fits, a worker is alive and none is stuck; else 1. As for
     every command it is 69 if the database cannot be reached, and 78 if the schema does not fit.
     """
-    from ..task import queue_name
+    from ..checks import queue_name
 
     for name in queues:
         # Refuse an empty name: no job is ever in that queue, so the check would always pass.

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..job import SCHEDULE, Job
+from ..admin import Jobs
+from ..checks import STATES
+from ..job import SCHEDULE, Job, State
 from . import FAILED, Nouns, output
 from .context import chosen, command, queue
 from .types import JobId, Span
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-STATES = ("queued", "running", "done", "failed", "cancelled")
-PAGE = 500
-# Page size with arguments and results, which may be a megabyte each.
-PAYLOAD_PAGE = 20
 # Number of a schedule's newest ticks to search for the tick of a job. No more than these wait for an earlier run.
 MAX_TICKS = 3_000
 
@@ -33,7 +31,7 @@ MAX_TICKS = 3_000
 class Filter:
     """The criteria that select jobs."""
 
-    states: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
     task: str | None = None
     queue: str | None = None
     tag: str | None = None
@@ -42,19 +40,12 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.states or self.task or self.queue or self.tag or self.since)
 
-    def find(self, store: Store, most: int | None, *, with_payload: bool = False) -> Iterator[Job]:
-        """Yield the matching jobs, newest first, fetched page by page; arguments and results only `with_payload`."""
-        before, left = None, most
-        size = PAYLOAD_PAGE if with_payload else PAGE
-        while left is None or left > 0:
-            page = store.find(
-                states=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, before=before,
-                limit=size if left is None else min(size, left), with_payload=with_payload,
-            )
-            yield from page
-            if not page:
-                return
-            before, left = page[-1].id, None if left is None else left - len(page)
+    def find(self, jobs: Jobs, most: int | None, *, with_payload: bool = False) -> Iterator[Job]:
+        """Yield the matching jobs, newest first; arguments and results only `with_payload`."""
+        return jobs.find(
+            state=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, most=most,
+            with_payload=with_payload,
+        )  # fmt: skip
 
 
 def filtered(command: F) -> F:
@@ -73,7 +64,7 @@ def filtered(command: F) -> F:
 
 
 def filter_of(
-    states: tuple[str, ...], task: str | None, queue: str | None, tag: str | None, since: timedelta | None
+    states: tuple[State, ...], task: str | None, queue: str | None, tag: str | None, since: timedelta | None
 ) -> Filter:
     """Return the filter that the options of `filtered` describe."""
     return Filter(states, task, queue, tag, since)
@@ -93,11 +84,12 @@ def list_jobs(ctx: click.Context, /, limit: int, as_json: bool, **chosen_by: Any
     """List the newest jobs, live and ended."""
     wanted = filter_of(**chosen_by)
     with queue(ctx) as store:
+        jobs = Jobs(lambda: store)
         if as_json:
-            for job in wanted.find(store, limit, with_payload=True):
+            for job in wanted.find(jobs, limit, with_payload=True):
                 output.print_json(output.job_fields(job))
             return
-        now, found = store.now(), list(wanted.find(store, limit))
+        now, found = store.now(), list(wanted.find(jobs, limit))
         in_line = _runs_in_line(found, store, now)
     if not found:
         output.echo("no such jobs" if wanted else "no jobs yet", err=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..admin import Jobs
+from ..job import State
 from . import FAILED, output
 from .context import queue
 from .jobs import Filter, filter_of, filtered
@@ -27,8 +29,8 @@ class Action:
 
     verb: str
     done: str
-    states: tuple[str, ...]
-    usual: tuple[str, ...]
+    states: tuple[State, ...]
+    usual: tuple[State, ...]
 
 
 RETRY = Action("retry", "queued again", ("failed", "cancelled"), ("failed",))
@@ -54,7 +56,7 @@ def retry(ctx: click.Context, /, **how: Any) -> None:
 
     They get all their attempts back. A filter includes cancelled jobs only with --state cancelled.
     """
-    _do(ctx, RETRY, lambda store, job_id: store.retry(job_id), **how)
+    _do(ctx, RETRY, Jobs.retry, **how)
 
 
 @click.command()
@@ -62,7 +64,7 @@ def retry(ctx: click.Context, /, **how: Any) -> None:
 @click.pass_context
 def cancel(ctx: click.Context, /, **how: Any) -> None:
     """Cancel jobs that have not begun."""
-    _do(ctx, CANCEL, lambda store, job_id: store.cancel(job_id), **how)
+    _do(ctx, CANCEL, Jobs.cancel, **how)
 
 
 @click.command()
@@ -70,13 +72,13 @@ def cancel(ctx: click.Context, /, **how: Any) -> None:
 @click.pass_context
 def delete(ctx: click.Context, /, **how: Any) -> None:
     """Delete jobs, live and ended, unless they are running. Asks first, as this cannot be undone."""
-    _do(ctx, DELETE, lambda store, job_id: store.delete(job_id), **how)
+    _do(ctx, DELETE, Jobs.delete, **how)
 
 
 def _do(
     ctx: click.Context,
     deed: Action,
-    do: Callable[[Store, int], bool],
+    do: Callable[[Jobs, int], bool],
     *,
     ids: Sequence[int],
     yes: bool,
@@ -93,17 +95,17 @@ def _do(
         if ids and deed is DELETE:
             which = f"job #{ids[0]}" if len(ids) == 1 else output.count(len(ids), "job")
             confirm(f"Delete {which}?", yes)
-        done = _one_by_one(store, deed, do, ids) if ids else _in_bulk(store, deed, do, wanted, limit, yes)
-        store.ring()
+        jobs = Jobs(lambda: store)
+        done = _one_by_one(store, deed, do, ids) if ids else _in_bulk(jobs, deed, do, wanted, limit, yes)
     if not done:
         ctx.exit(FAILED)
 
 
-def _one_by_one(store: Store, deed: Action, do: Callable[[Store, int], bool], ids: Sequence[int]) -> bool:
+def _one_by_one(store: Store, deed: Action, do: Callable[[Jobs, int], bool], ids: Sequence[int]) -> bool:
     """Apply `do` to each job, and print what was done or why not. Return True if it was done to all."""
-    all_done = True
+    jobs, all_done = Jobs(lambda: store), True
     for job_id in ids:
-        if do(store, job_id):
+        if do(jobs, job_id):
             output.echo(f"#{job_id} {deed.done}")
         else:
             all_done = False
@@ -127,7 +129,7 @@ def _why_not(store: Store, deed: Action, job_id: int) -> str:
 
 
 def _in_bulk(
-    store: Store, deed: Action, do: Callable[[Store, int], bool], wanted: Filter, limit: int | None, yes: bool
+    jobs: Jobs, deed: Action, do: Callable[[Jobs, int], bool], wanted: Filter, limit: int | None, yes: bool
 ) -> bool:
     states = wanted.states or deed.usual
     hopeless = [s for s in states if s not in deed.states]
@@ -135,7 +137,7 @@ def _in_bulk(
         raise click.UsageError(f"{hopeless[0]} jobs cannot be {deed.done}; only {' or '.join(deed.states)} ones")
     fitting = Filter(states, wanted.task, wanted.queue, wanted.tag, wanted.since)
     # Collect the ids before anything changes: each job is handled once, and the question gives the exact count.
-    ids = [job.id for job in fitting.find(store, limit)]
+    ids = [job.id for job in fitting.find(jobs, limit)]
     if not ids:
         output.echo(f"no {' or '.join(states)} jobs match", err=True)
         return True
@@ -143,7 +145,7 @@ def _in_bulk(
     done = 0
     with click.progressbar(length=len(ids), label=deed.verb, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         for job_id in ids:
-            done += do(store, job_id)
+            done += do(jobs, job_id)
             bar.update(1)
     output.echo(f"{output.count(done, 'job')} {deed.done}")
     if done < len(ids):

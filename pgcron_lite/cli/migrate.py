@@ -48,7 +48,7 @@ def migrate(
     where = parse_url(
         app.settings.direct_url or app.settings.url(),
         application="pgcron migrate",
-        source=app.source_of("direct_url" if app.settings.direct_url else "database_url"),
+        source=app._source_of("direct_url" if app.settings.direct_url else "database_url"),
     )
     if check:
         _check(migrating.state(where, schema), schema)
@@ -59,7 +59,7 @@ def migrate(
     state = migrating.state(where, schema)
     output.echo(f"schema {schema!r} at {where} is at {state.have}/{state.want}{'' if applied else ', nothing to do'}")
     if environment is not None:
-        store = app.open_store("pgcron migrate", size=1)
+        store = app._open_store("pgcron migrate", size=1)
         try:
             store.note_fact("environment", environment)
         finally:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from ..admin import Queues
+from ..checks import queue_name
 from . import Nouns, output
 from .context import queue
-
-BATCH = 1000
 
 
 @click.group(cls=Nouns)
@@ -21,7 +21,7 @@ def queues() -> None:
 def list_queues(ctx: click.Context, as_json: bool) -> None:
     """List the queues that have waiting or running jobs, or are paused."""
     with queue(ctx) as store:
-        now, found = store.now(), store.queues()
+        now, found = store.now(), Queues(lambda: store).list()
     if as_json:
         for q in found:
             output.print_json(
@@ -58,11 +58,12 @@ def list_queues(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def pause(ctx: click.Context, name: str) -> None:
     """Let no worker claim jobs of the queue NAME. Running jobs finish, new ones wait."""
-    _check(name)
+    queue_name(name)
     with queue(ctx) as store:
-        store.pause(name)
-        waiting = sum(q.due + q.deferred for q in store.queues() if q.name == name)
-    jobs = output.count(waiting, "job")
+        queues = Queues(lambda: store)
+        queues.pause(name)
+        view = queues.get(name)
+    jobs = output.count(view.due + view.deferred, "job")
     output.echo(f"queue {name!r} is paused, {jobs} waiting. To go on: pgcron queues resume {output.argument(name)}")
 
 
@@ -71,10 +72,9 @@ def pause(ctx: click.Context, name: str) -> None:
 @click.pass_context
 def resume(ctx: click.Context, name: str) -> None:
     """Let workers claim jobs of the queue NAME again."""
-    _check(name)
+    queue_name(name)
     with queue(ctx) as store:
-        was_paused = store.resume(name)
-        store.ring()
+        was_paused = Queues(lambda: store).resume(name)
     output.echo(f"queue {name!r} is {'open again' if was_paused else 'open; it was not paused'}")
 
 
@@ -84,17 +84,16 @@ def resume(ctx: click.Context, name: str) -> None:
 @click.pass_context
 def clear(ctx: click.Context, name: str, yes: bool) -> None:
     """Cancel every waiting job of the queue NAME. Running ones go on; cancelled ones can be retried."""
-    _check(name)
+    queue_name(name)
     with queue(ctx) as store:
-        waiting = sum(q.due + q.deferred for q in store.queues() if q.name == name)
+        queues = Queues(lambda: store)
+        view = queues.get(name)
+        waiting = view.due + view.deferred
         if not waiting:
             output.echo(f"queue {name!r} has no waiting jobs", err=True)
             return
         confirm(f"Cancel {output.count(waiting, 'waiting job')} of queue {name!r}?", yes)
-        done = 0
-        # Only as many as there were: with a busy producer the queue might never be empty.
-        while done < waiting and (gone := store.clear(name, min(BATCH, waiting - done))):
-            done += gone
+        done = queues.clear(name)
     output.echo(f"{output.count(done, 'job')} cancelled")
 
 
@@ -108,9 +107,3 @@ def confirm(question: str, yes: bool) -> None:
         # The answer was "no", or there was no input to read an answer from.
         output.echo(err=True)
         raise click.ClickException("nothing was changed; --yes answers for you") from None
-
-
-def _check(name: str) -> None:
-    from ..task import queue_name
-
-    queue_name(name)

@@ -276,7 +276,7 @@ def _not_in_force(app: PgCron, views: Sequence[ScheduleView]) -> Iterator[str]:
     """Yield hints about schedules that this code declares and that are not in force in the database."""
     there = {view.name: view for view in views}
     waiting, taken = [], []
-    for name, definition in sorted(app.definitions.items()):
+    for name, definition in sorted(app._definitions.items()):
         view = there.get(name)
         if view is not None and view.origin == "hand":
             taken.append(name)

@@ -35,11 +35,11 @@ def init_app(cron: PgCron, flask_app: flask.Flask) -> None:
     if other not in (None, cron):
         raise OptionError(f"{flask_app!r} has {other!r} already; a Flask app has one PgCron, with all of its tasks")
     surroundings = _surroundings(cron)
-    if surroundings.flask_app not in (None, flask_app) and not cron.is_running:
+    if surroundings.flask_app not in (None, flask_app) and not cron._is_running:
         cron.reset()
     cron.configure(f"the config of {flask_app!r}", **settings_of(flask_app))
     flask_app.extensions[EXTENSION] = cron
-    if not cron.is_running:
+    if not cron._is_running:
         surroundings.flask_app = flask_app
 
 

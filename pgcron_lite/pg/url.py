@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 import psycopg.conninfo
 
-from ..errors import ConfigError, near_miss
+from ..errors import ConfigError
+from ..hints import near_miss
 
 # A dead peer is noticed within about six seconds, in the middle of a statement and while idle.
 LIVELINESS: dict[str, str] = {

@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypedDict, TypeVar
 
 from .. import durations
+from ..checks import priority_number, queue_name, tag_names
 from ..config import Settings
-from ..errors import OptionError, UnknownSchedule, near_miss
+from ..errors import OptionError, UnknownSchedule
 from ..handle import Handle
+from ..hints import near_miss
 from ..interfaces import App
 from ..retry import Backoff, Duration, RetryOn, attempts
-from ..task import Task, priority_number, queue_name, tag_names
+from ..task import Task
 from . import ticks
 from .schedule import CatchUp, Overlap, Schedule, checked, schedule_name, timing_of
 from .ticks import ScheduleView, Tick, TickView
@@ -82,16 +84,19 @@ class SchedulingApp(App, Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def declared(self) -> dict[str, Schedule]: ...
-
     def find_task(self, name: str) -> Task[..., Any]: ...
+
+
+class Declaring(Protocol):
+    """An app or a blueprint, as the declaration of a schedule uses it. Implemented by `declarations.Declarations`."""
 
     def task(self, *args: Any, **options: Any) -> Any: ...
 
+    def _add_schedule(self, schedule: Schedule) -> None: ...
+
 
 def declare(
-    app: SchedulingApp, target: Callable[P, R] | Task[P, R], when: When, tz: TimeZone, options: DeclaredOptions
+    target: Callable[P, R] | Task[P, R], when: When, tz: TimeZone, options: DeclaredOptions, *, on: Declaring
 ) -> Task[P, R]:
     """Put a task on a schedule. A plain function becomes a task first."""
     given: dict[str, Any] = dict(options)
@@ -105,13 +110,9 @@ def declare(
     else:
         about_task = {option: given[option] for option in (*OF_TASKS, *OF_JOBS) if option in given}
         about_task.pop("tags", None)
-        task = app.task(**about_task)(target)
+        task = on.task(**about_task)(target)
         given = {option: value for option, value in given.items() if option not in OF_TASKS}
-    made = make(task.name if name is None else schedule_name(name), when, task, tz, given)
-    earlier = app.declared.get(made.name)
-    if earlier is not None and earlier.dumps() != made.dumps():
-        raise OptionError(f"two schedules are named {made.name!r}; give one of them name=...")
-    app.declared[made.name] = made
+    on._add_schedule(make(task.name if name is None else schedule_name(name), when, task, tz, given))
     return task
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal, cast, get_args
 from urllib import parse
 
 from .. import durations
-from ..errors import OptionError, near_miss
+from ..errors import OptionError
+from ..hints import near_miss
 from ..job import MAX_CRASHES, NewJob
 from ..job import SCHEDULE as SCHEDULE
 from ..retry import Duration

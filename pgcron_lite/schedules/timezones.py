@@ -12,7 +12,8 @@ import zoneinfo
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from ..errors import OptionError, near_miss
+from ..errors import OptionError
+from ..hints import near_miss
 
 TimeZone = str | zoneinfo.ZoneInfo
 

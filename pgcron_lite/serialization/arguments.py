@@ -12,7 +12,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import PayloadError, foreign_option, near_miss
+from ..errors import PayloadError
+from ..hints import foreign_option, near_miss
 from . import json_codec
 from .annotations import encode, hints_of, revive, shape_of
 

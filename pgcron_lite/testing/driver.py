@@ -226,7 +226,7 @@ class WorkerControl:
             uuid.uuid4(), "testing", os.getpid(), ("*",), self._settings.slots, "inline", version(), generation
         )
         if self._keeps_schedules:
-            store.declare(app.name, generation, app.definitions)
+            store.declare(app.name, generation, app._definitions)
         store.register(card)
         self._forecast.disturb()
         self.worker = Worker(
@@ -264,7 +264,7 @@ class WorkerControl:
 
     def _knowledge(self) -> tuple[str, tuple[str, ...], Settings]:
         app = self._app
-        definitions = app.definitions if self._keeps_schedules else {}
+        definitions = app._definitions if self._keeps_schedules else {}
         return schedule.generation(app.name, definitions), tuple(app.tasks), app.settings
 
 

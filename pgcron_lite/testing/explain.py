@@ -8,10 +8,12 @@ from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from .. import durations
-from ..errors import PayloadError, near_miss
+from ..calls import Due
+from ..errors import PayloadError
+from ..hints import near_miss
 from ..job import Job
 from ..schedules import schedule
-from ..task import Due, Task
+from ..task import Task
 from .driver import STOPPED, WorkerControl
 from .run_record import RunRecord
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from .. import durations
+from ..calls import Due
 from ..errors import OptionError, PgCronError, UnknownTask, WaitTimeout
 from ..job import Job
 from ..retry import Duration
 from ..schedules.schedule import SCHEDULE
 from ..schedules.ticks import TickView
 from ..schedules.timezones import TimeZone, zone
-from ..task import Due, Task
+from ..task import Task
 from . import after_commit
 from .clock import ManualClock
 from .driver import Driver

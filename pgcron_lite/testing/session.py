@@ -62,17 +62,17 @@ class Session:
 
     def begin(self, harness: Harness) -> None:
         app = self._app
-        if app.harness is not None:
+        if app._harness is not None:
             raise PgCronError(
                 f"{app!r} is under test already: app.testing() blocks of one app cannot be nested."
                 " Use the t of the outer one, or end that first."
             )
-        if app.is_running:
+        if app._is_running:
             raise PgCronError(f"{app!r} has a worker running in this process; testing() would replace its queue")
         if self._exits is not None:
             raise PgCronError("this test block has ended, and cannot be entered again: call app.testing() again")
         with contextlib.ExitStack() as exits:
-            exits.enter_context(app.under_test(harness, self._settings))
+            exits.enter_context(app._under_test(harness, self._settings))
             exits.callback(self._vacate)
             self._set_up()
             self._exits = exits.pop_all()
@@ -105,7 +105,7 @@ class Session:
             self._time_driver = TimeDriver(manual_clock, known, self._driver)
         control.start()
         # The code under test may still make settings, as `init_app` does: so far only the session has read them.
-        app.reread_settings()
+        app._reread_settings()
 
     def _vacate(self) -> None:
         """Close the store. On a server the worker is stopped first; a queue in memory is discarded with its worker."""

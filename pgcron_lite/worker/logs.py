@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, get_args
 
 from ..context import running
-from ..errors import ConfigError, OptionError, near_miss
+from ..errors import ConfigError, OptionError
+from ..hints import near_miss
 
 Format = Literal["text", "logfmt", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)

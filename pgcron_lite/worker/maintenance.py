@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..clock import Clock, Spread, monotonic
-from ..errors import ConfigError, near_miss
+from ..errors import ConfigError
+from ..hints import near_miss
 from ..job import WorkerCard
 
 if TYPE_CHECKING:

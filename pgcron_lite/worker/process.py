@@ -230,7 +230,7 @@ class Process:
         self._watchdog = self._start_watchdog()
         try:
             self._guard.start()
-            store = self._store = self.app.open_store("pgcron worker", size=1)
+            store = self._store = self.app._open_store("pgcron worker", size=1)
             card = self._card()
             if not self._ready(store, card):
                 return self.exit_code
@@ -255,7 +255,7 @@ class Process:
             slots=self.options.slots if self.options.takes_jobs else 1,
             mode="gevent" if gevent_support.is_patched() else "threads",
             version=version(),
-            generation=schedule.generation(self.app.name, self.app.definitions),
+            generation=schedule.generation(self.app.name, self.app._definitions),
         )
 
     def _ready(self, store: Store, card: WorkerCard) -> bool:
@@ -264,7 +264,7 @@ class Process:
         while not self._signals:
             try:
                 check_start(self.app, store)
-                store.declare(self.app.name, card.generation or "", self.app.definitions)
+                store.declare(self.app.name, card.generation or "", self.app._definitions)
                 if self.options.status is not None:
                     self.options.status.works_as(card.id)
                 store.register(card)
@@ -299,14 +299,14 @@ class Process:
         return False
 
     def _work(self, store: Store, card: WorkerCard) -> int:
-        self.app.freeze("its worker is running")
+        self.app._freeze("its worker is running")
         bell = store.open_bell(self._wake.ring)
         worker = self._worker = Worker(
             self.app, store, card, bell=bell, tell=self._wake.ring,
             takes_jobs=self.options.takes_jobs, plans_ticks=self.options.plans_ticks,
         )
         heartbeat = Heartbeat(
-            lambda: self.app.open_store("pgcron heartbeat", size=1),
+            lambda: self.app._open_store("pgcron heartbeat", size=1),
             card.id,
             self.app.settings.lease.total_seconds(),
             report=self._condition,
@@ -487,7 +487,7 @@ class Process:
         self.app.events.send("worker_stopped", worker=worker.card)
         worker.store.close()
         self.app.close()
-        self.app.thaw()
+        self.app._thaw()
         logger.info("stopped")
 
     # Watching

@@ -312,7 +312,7 @@ class Supervisor:
     def _hand_back(self, worker: uuid.UUID) -> list[Job]:
         """Hand back the jobs of a dead process now. We saw it end, so its lease need not run out first."""
         try:
-            store = self._app.open_store("pgcron supervisor", size=1)
+            store = self._app._open_store("pgcron supervisor", size=1)
             try:
                 rescued = store.reap([(worker, None)])
                 if rescued:

@@ -59,9 +59,9 @@ def test_an_app_under_test_whose_data_are_elsewhere_does_not_send_jobs_to_databa
     flask_app(cron, TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://")
 
     with pytest.raises(ConfigError, match=r"under test \(TESTING\) and its data are in sqlite, so DATABASE_URL is not"):
-        cron.enqueue([NewJob("x")])
+        cron._enqueue([NewJob("x")])
     with cron.testing():
-        assert cron.enqueue([NewJob("x")])
+        assert cron._enqueue([NewJob("x")])
 
 
 @pytest.mark.parametrize(

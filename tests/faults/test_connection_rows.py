@@ -564,7 +564,7 @@ def test_refused_logins_are_repeated_at_growing_distances(
 def turned_by_hand(url: str, spread: Any = lambda low, high: high) -> tuple[PgCron, Worker]:
     app = PgCron("faults", url=url)
     app.task(name="faults.nothing")(lambda: None)
-    store = app.open_store("pgcron worker", size=1)
+    store = app._open_store("pgcron worker", size=1)
     card = WorkerCard(uuid.uuid4(), "here", os.getpid(), ("*",), 1, "threads", "0", generation=None)
     store.register(card)
     return app, Worker(app, store, card, spread=spread)

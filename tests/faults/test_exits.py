@@ -457,7 +457,7 @@ def test_a_second_worker_in_one_process_is_refused(queue: Queue, workers: Worker
         import os, time
         from pgcron_lite import PgCron
         threading.Thread(target=app.run_worker, name="first", daemon=True, kwargs={"grace": 0}).start()
-        while not app.is_running:
+        while not app._is_running:
             time.sleep(0.01)
         try:
             PgCron("other").run_worker(drain=True)

@@ -96,7 +96,7 @@ def test_a_job_that_was_enqueued_while_nobody_listened_is_found_on_the_listeners
 def test_with_notices_switched_off_jobs_are_found_by_looking(queue: Queue, workers: Workers) -> None:
     workers.start(env={"PGCRON_POLL": "1s", "PGCRON_NOTIFY": "off"})
     app = PgCron("silent", url=queue.url, notify=False)
-    (job,) = app.enqueue([NewJob("fault_tasks.nap", "{}")])
+    (job,) = app._enqueue([NewJob("fault_tasks.nap", "{}")])
 
     queue.until(job, "done")
     app.close()
@@ -109,11 +109,11 @@ def test_a_full_notify_queue_fails_no_enqueue_and_no_transaction_of_a_caller(sma
     assert not can_notify(url)
     app = PgCron("shop", url=url)
 
-    own = app.enqueue([NewJob("a", "{}")])
+    own = app._enqueue([NewJob("a", "{}")])
     with psycopg.connect(url) as conn:
         conn.execute("create table orders (id int)")
         conn.execute("insert into orders values (1)")
-        callers = app.enqueue([NewJob("a", "{}")], conn)
+        callers = app._enqueue([NewJob("a", "{}")], conn)
         by_sql = conn.execute("select pgcron.enqueue('a')").fetchone()
 
     assert by_sql is not None

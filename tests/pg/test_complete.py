@@ -260,7 +260,7 @@ def test_outside_a_job_there_is_nothing_to_complete(pg_url):
 
 
 def turn_until_ended(app: PgCron, handle: Any) -> None:
-    worker = Worker(app, app.open_store("pgcron worker", size=1), card())
+    worker = Worker(app, app._open_store("pgcron worker", size=1), card())
     worker.store.register(worker.card)
 
     def is_over() -> bool:

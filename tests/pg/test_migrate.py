@@ -252,7 +252,7 @@ def test_two_apps_in_one_database_see_their_own_jobs_and_hear_their_own_bells(wh
     for bell in bells.values():
         eventually(lambda bell=bell: bell.step() and bell.is_live)
 
-    [job_id] = shop.enqueue([NewJob("pgcron", '"pgcron"'.join(["[", "]"]), queue="pgcron")])
+    [job_id] = shop._enqueue([NewJob("pgcron", '"pgcron"'.join(["[", "]"]), queue="pgcron")])
 
     eventually(lambda: bells["shop"].step()[0])
     assert bells["blog"].step()[0] is False

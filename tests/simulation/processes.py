@@ -121,7 +121,7 @@ class Process:
 
     def _work(self) -> None:
         card = WorkerCard(
-            self.id, "box", 1, ("*",), self._count, "simulated", "0", schedule.generation(app.name, app.definitions)
+            self.id, "box", 1, ("*",), self._count, "simulated", "0", schedule.generation(app.name, app._definitions)
         )
         if not self._ready(card):
             return
@@ -152,7 +152,7 @@ class Process:
         pause = 0.2
         while not self.is_stopping:
             try:
-                self._link.declare(app.name, card.generation or "", app.definitions)
+                self._link.declare(app.name, card.generation or "", app._definitions)
                 self._link.register(card)
             except DatabaseUnavailable:
                 self._sleep(pause)

@@ -112,7 +112,7 @@ def test_an_app_is_under_test_in_memory_and_afterwards_as_it_was(shop: Shop) -> 
         assert (run.task, run.state, run.attempt, run.error) == ("send", "done", 1, None)
     assert shop.app.settings.database_url == "postgresql://db.invalid/shop"
     assert shop.app._store is None
-    assert shop.app.harness is None
+    assert shop.app._harness is None
 
 
 def test_an_app_that_was_used_before_gets_its_store_and_settings_back() -> None:
@@ -151,7 +151,7 @@ def test_an_error_in_the_block_comes_out_and_the_app_is_as_it_was(shop: Shop) ->
         shop.send.delay("x")
         raise ZeroDivisionError
 
-    assert shop.app.harness is None
+    assert shop.app._harness is None
     assert shop.app._store is None
 
 
@@ -159,7 +159,7 @@ def test_a_block_that_cannot_begin_leaves_the_app_as_it_was(shop: Shop) -> None:
     for options in ({"lease": "soon"}, {"leese": "5s"}, {"url": "postgresql://127.0.0.1:1/none"}):
         with pytest.raises(PgCronError):
             shop.app.testing(**options).__enter__()
-        assert (shop.app.harness, shop.app._store, shop.app._overruling) == (None, None, ("", {}))
+        assert (shop.app._harness, shop.app._store, shop.app._overruling) == (None, None, ("", {}))
 
 
 def test_one_block_of_an_app_does_not_stand_in_another(shop: Shop) -> None:
@@ -210,7 +210,7 @@ def test_a_block_begins_once(shop: Shop) -> None:
 
     with pytest.raises(PgCronError, match=r"call app\.testing\(\) again"), block:
         pytest.fail("what has run before is in it")
-    assert shop.app.harness is None
+    assert shop.app._harness is None
 
 
 @pytest.mark.parametrize("settings", [{"url": None}, {"url": ""}, {"database_url": None}])
@@ -248,7 +248,7 @@ def test_a_block_whose_test_has_left_a_thread_behind_ends_and_says_so(
         begun.clear()
         with pytest.raises(ZeroDivisionError):
             fail(ZeroDivisionError())
-        assert (shop.app.harness, shop.app._store) == (None, None)
+        assert (shop.app._harness, shop.app._store) == (None, None)
     finally:
         go.set()
         for thread in threads:
@@ -268,7 +268,7 @@ def test_the_settings_of_a_flask_app_come_in_the_block_as_well(shop: Shop) -> No
 
 
 def test_a_worker_of_the_app_in_this_process_is_not_robbed(shop: Shop) -> None:
-    shop.app.freeze("its worker is running")
+    shop.app._freeze("its worker is running")
 
     with pytest.raises(PgCronError, match="a worker running"), shop.app.testing():
         pytest.fail("the block has begun")
@@ -1126,7 +1126,7 @@ def test_a_connection_that_the_code_under_test_has_closed_is_not_left_open(
 def test_a_database_without_our_tables_is_refused(shop: Shop, empty_pg_url: str) -> None:
     with pytest.raises(PgCronError, match="pgcron migrate"), shop.app.testing(url=empty_pg_url):
         pytest.fail("the block has begun")
-    assert shop.app.harness is None
+    assert shop.app._harness is None
 
 
 class Mine:
@@ -1278,7 +1278,7 @@ def test_the_fixtures_in_memory(tmp_path: Path) -> None:
             assert len(t.runs("nightly")) == len(ran) == 3
 
         def test_it_is_as_it_was():
-            assert app.harness is None and app._store is None
+            assert app._harness is None and app._store is None
 
         def test_an_app_of_its_own(pgcron_app, pgcron_testing):
             t = pgcron_testing(pgcron_app)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
-from pgcron_lite import Backoff, Handle, Job, PgCron, RetryOn, current_job
+from pgcron_lite import Backoff, Handle, Job, PgCron, RetryOn, TaskBlueprint, current_job
 
 app = PgCron("shop", url="memory://", slots=5)
 
@@ -55,6 +55,34 @@ assert_type(bare.options(conn=object()).map([(1,)]), list[Handle[int]])
 assert_type(bare.map([1, 2]), list[Handle[int]])
 assert_type(bare.map([(1, 2), (3,)]), list[Handle[int]])
 assert_type(bare.map({"x": n} for n in range(3)), list[Handle[int]])
+
+# A task of a blueprint is typed like one of the app.
+mail = TaskBlueprint("mail")
+
+
+@mail.task(queue="mail")
+def thank(order: int) -> str:
+    return f"thanks for {order}"
+
+
+@mail.cron("30 2 * * *", tz="Europe/Berlin")
+def report() -> int:
+    return 1
+
+
+app.register(mail)
+assert_type(thank.delay(1), Handle[str])
+assert_type(report(), int)
+
+# What is sent by name has any result.
+app.send("add", args=[1, 2], kwargs=None, priority=3, tags=["x"]).result("10s")
+app.send("add", kwargs={"x": 1})
+
+assert_type(app.jobs.get(1), Job)
+assert_type(app.jobs.list(state=["failed"], since="2h"), list[Job])
+assert_type(app.jobs.retry(1), bool)
+assert_type(app.queues.list()[0].due, int)
+assert_type(app.queues.clear("mail"), int)
 
 # A handle of any result is one of object.
 handle: Handle[object] = bare.delay(1)

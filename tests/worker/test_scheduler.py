@@ -51,9 +51,9 @@ def hire(app: PgCron) -> Iterator[Callable[..., Worker]]:
     hired: list[Worker] = []
 
     def hire(**options: Any) -> Worker:
-        generation = schedule_module.generation(app.name, app.definitions)
+        generation = schedule_module.generation(app.name, app._definitions)
         card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0", generation)
-        app.store.declare(app.name, generation, app.definitions)
+        app.store.declare(app.name, generation, app._definitions)
         app.store.register(card)
         worker = Worker(app, app.store, card, **options)
         hired.append(worker)
@@ -525,7 +525,7 @@ def test_what_is_about_the_task_is_said_of_the_task(app: PgCron) -> None:
 
 
 def test_nothing_is_declared_while_a_worker_runs(app: PgCron) -> None:
-    app.freeze("its worker is running")
+    app._freeze("its worker is running")
 
     with pytest.raises(SetupFinished, match="declare a schedule"):
         app.every("10s")(nothing)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import OptionError, near_miss
+from ...errors import OptionError
+from ...hints import crontab_of, near_miss
 from .calendar import LAST_ONE, MONTH_LENGTHS, Pattern
 from .describe import describe
 
@@ -32,7 +33,9 @@ _FORM = "minute, hour, day, month and weekday, as in '30 2 * * 1-5', or six, wit
 def read(expression: str) -> Pattern:
     """Return the pattern of `expression`, or raise `OptionError` with the problem and what to type instead."""
     if not isinstance(expression, str):
-        raise OptionError(f"expected a cron expression as text, such as '30 2 * * *', got {expression!r}")
+        raise OptionError(
+            f"expected a cron expression as text, such as '30 2 * * *', got {expression!r}{crontab_of(expression)}"
+        )
     if len(expression) > MAX_CHARACTERS:
         raise OptionError(f"a cron expression of {len(expression)} characters; it may have {MAX_CHARACTERS}")
     return _read(tidy(expression))

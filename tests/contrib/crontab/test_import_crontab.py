@@ -59,7 +59,7 @@ def test_the_shell_is_enabled_twice_alike_tried_again_if_wanted_and_before_the_w
     assert app.enable_shell(max_attempts=3).settings.policy.most_attempts == 3
     with pytest.raises(OptionError, match="no option 'slots'"):
         app.enable_shell(slots=3)
-    app.freeze("its worker is running")
+    app._freeze("its worker is running")
     with pytest.raises(SetupFinished):
         app.enable_shell()
 
