@@ -24,6 +24,12 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("Duration", "Due", "EventName", "State", "TimeZone", "When")}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+# Docstrings write `code` with single backticks.
+default_role = "code"
 
 html_theme = "flask"
 html_title = f"pgcron_lite {release}"

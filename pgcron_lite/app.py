@@ -69,8 +69,8 @@ SHELL = "pgcron.shell"
 class PgCron(Declarations):
     """Tasks, hooks, and the queue they belong to.
 
-    `url` and every other setting may be left to the environment (see `config.Settings`). `memory://` keeps the queue
-    in this process, for tests.
+    `url` and every other setting may be left to the environment, as in PGCRON_DATABASE_URL. `memory://` keeps the
+    queue in this process, for tests.
     """
 
     def __init__(self, name: str = "app", *, url: str | None = None, **settings: Unpack[SettingValues]) -> None:
@@ -133,7 +133,7 @@ class PgCron(Declarations):
         return self.task(name=SHELL, **{"max_attempts": 1, **options})(shell.passing(env))
 
     def on(self, event: EventName) -> Callable[[F], F]:
-        """Call the decorated function whenever `event` has happened; `events.EVENTS` lists the values it may take."""
+        """Call the decorated function whenever `event` has happened, with the values that it names as parameters."""
 
         def register(receiver: F) -> F:
             self._check_open(f"listen to {event!r}")

@@ -88,7 +88,7 @@ class Declarations(ABC):
     def schedule(
         self, when: When, /, *, tz: TimeZone = "UTC", **options: Unpack[DeclaredOptions]
     ) -> Callable[[Callable[P, R] | Task[P, R]], Task[P, R]]:
-        """Run the decorated function or task by a cron expression or an interval: "*/5 * * * *" or "every 10s"."""
+        """Run the decorated function or task by a cron expression or an interval: `"*/5 * * * *"`, `"every 10s"`."""
 
         def register(target: Callable[P, R] | Task[P, R]) -> Task[P, R]:
             self._check_open("declare a schedule")

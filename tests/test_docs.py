@@ -281,6 +281,17 @@ def test_every_public_name_is_documented() -> None:
     assert not [name for name in names if not is_mentioned(name)]
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    exports = ast.parse((ROOT / "pgcron_lite" / "__init__.py").read_text("utf-8"))
+    modules = {a.asname: node.module for node in exports.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    shown = {name.rpartition(".")[2] for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, re.MULTILINE)}
+
+    # The exceptions are shown with their module.
+    assert {name for name, module in modules.items() if module != "errors"} - shown == set()
+    assert ".. automodule:: pgcron_lite.errors\n   :members:" in page
+
+
 def test_every_exception_is_imported_from_the_package() -> None:
     tree = [errors.PgCronError]
     for known in tree:
