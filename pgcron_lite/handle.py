@@ -57,8 +57,8 @@ class Handle(Generic[R]):
         """Wait for the job to end and return the task's result.
 
         `timeout` is a duration such as "10s", a number of seconds or a timedelta. 0 does not wait, None waits without
-        a limit. Raises `JobFailed` or `JobCancelled`, and `WaitTimeout` if the job has not ended in time, which does not
-        affect the job.
+        a limit. Raises `JobFailed` or `JobCancelled`, and `WaitTimeout` if the job has not ended in time, which does
+        not affect the job.
         """
         seconds = None if timeout is None else durations.duration(timeout, name="timeout").total_seconds()
         if self._app._harness is not None:
