@@ -17,7 +17,7 @@ copyright = "2026 the pgcron_lite authors"
 release = pgcron_lite.__version__
 version = ".".join(release.split(".")[:2])
 
-extensions = ["myst_parser", "pallets_sphinx_themes", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -30,8 +30,9 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 # Docstrings write `code` with single backticks.
 default_role = "code"
+smartquotes = False
 
-html_theme = "flask"
+html_theme = "furo"
 html_title = f"pgcron_lite {release}"
 html_show_sourcelink = False
 html_static_path = ["_static"]

@@ -60,9 +60,7 @@ class Jobs:
 
         `state` is one state or several; `since` is how long ago a job was enqueued at most, as in "2h".
         """
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise OptionError(f"limit={limit!r}: expected a whole number of at least 1")
-        return [*self.find(state=state, task=task, queue=queue, tag=tag, since=since, before=before, most=limit)]
+        return [*self.find(state=state, task=task, queue=queue, tag=tag, since=since, before=before, limit=limit)]
 
     def find(
         self,
@@ -73,16 +71,18 @@ class Jobs:
         tag: str | None = None,
         since: Duration | None = None,
         before: int | None = None,
-        most: int | None = None,
+        limit: int | None = None,
         with_payload: bool = True,
     ) -> Iterator[Job]:
-        """Yield the matching jobs, newest first, fetched page by page: all of them, or the first `most`.
+        """Yield the matching jobs, newest first, fetched page by page: all of them, or up to `limit`.
 
         Without their payload, they come with no arguments, headers and results, which may be a megabyte each.
         """
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise OptionError(f"limit={limit!r}: expected a whole number of at least 1")
         states = checked_states(state)
         span = None if since is None else durations.duration(since, name="since")
-        return self._pages(states, task, queue, tag, span, before, most, with_payload)
+        return self._pages(states, task, queue, tag, span, before, limit, with_payload)
 
     def cancel(self, job_id: int) -> bool:
         """Cancel the job if it has not begun. Return False if it is running, has ended, or does not exist."""

@@ -40,10 +40,10 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.states or self.task or self.queue or self.tag or self.since)
 
-    def find(self, jobs: Jobs, most: int | None, *, with_payload: bool = False) -> Iterator[Job]:
+    def find(self, jobs: Jobs, limit: int | None, *, with_payload: bool = False) -> Iterator[Job]:
         """Yield the matching jobs, newest first; arguments and results only `with_payload`."""
         return jobs.find(
-            state=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, most=most,
+            state=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, limit=limit,
             with_payload=with_payload,
         )  # fmt: skip
 
