@@ -24,14 +24,14 @@ class UncertainClaims:
     def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock
         self._since: dict[uuid.UUID, float] = {}
-        self._unasked: list[uuid.UUID] = []
+        self._not_looked_up: list[uuid.UUID] = []
 
     def __iter__(self) -> Iterator[uuid.UUID]:
         """Every claim that may still be committed."""
         now = self._clock()
         self._since = {
             claim: since for claim, since in self._since.items()
-            if claim in self._unasked or now - since < UNCERTAIN_SECONDS
+            if claim in self._not_looked_up or now - since < UNCERTAIN_SECONDS
         }
         return iter(self._since)
 
@@ -41,19 +41,19 @@ class UncertainClaims:
     def add(self, claim: uuid.UUID) -> None:
         """Note a claim whose reply is lost, or not there yet."""
         self._since[claim] = self._clock()
-        if claim not in self._unasked:
-            self._unasked.append(claim)
+        if claim not in self._not_looked_up:
+            self._not_looked_up.append(claim)
 
     @property
     def next(self) -> uuid.UUID | None:
         """The newest claim that has not been looked up; None if there is none."""
-        return self._unasked[-1] if self._unasked else None
+        return self._not_looked_up[-1] if self._not_looked_up else None
 
     def found_nothing(self, claim: uuid.UUID) -> None:
         """Note that the table shows no job of this claim. It may later."""
-        self._unasked = [each for each in self._unasked if each != claim]
+        self._not_looked_up = [each for each in self._not_looked_up if each != claim]
 
-    def settle(self, claim: uuid.UUID) -> None:
+    def resolve(self, claim: uuid.UUID) -> None:
         """Drop a claim whose jobs are known."""
         self.found_nothing(claim)
         self._since.pop(claim, None)

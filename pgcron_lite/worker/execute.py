@@ -54,7 +54,7 @@ def run(
     limit: int | None = None
     try:
         task = app.find_task(job.task)
-        outcome = _done(app, task, job, _surrounded(app, task, job))
+        outcome = _done(app, task, job, _call_in_hooks(app, task, job))
     except BaseException as raised:
         # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker goes on.
         policy = RetryPolicy(max_attempts=job.max_attempts) if task is None else task.settings.policy
@@ -64,29 +64,29 @@ def run(
     return Ended(job, outcome, time.perf_counter() - started, error, limit)
 
 
-def _surrounded(app: PgCron, task: Task[..., Any], job: Job) -> Any:
+def _call_in_hooks(app: PgCron, task: Task[..., Any], job: Job) -> Any:
     """Call the task with the job's arguments, inside every `around` hook."""
     if job.flaw is not None:
         raise UnreadableJob(f"the job's row cannot be read: {job.flaw}")
     args, kwargs = _arguments(task, job)
     if not app.arounds:
-        return _called(app, task, job, args, kwargs)
+        return _call(app, task, job, args, kwargs)
     result = None
-    with ExitStack() as surroundings:
+    with ExitStack() as hooks:
         for hook in app.arounds:
-            surroundings.enter_context(_surrounding(hook, job))
-        result = _called(app, task, job, args, kwargs)
+            hooks.enter_context(_hook(hook, job))
+        result = _call(app, task, job, args, kwargs)
     return result
 
 
-def _called(app: PgCron, task: Task[..., Any], job: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(app: PgCron, task: Task[..., Any], job: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if app.events.wants("job_started"):
         app.events.send("job_started", job=job)
     return task.function(*args, **kwargs)
 
 
 @contextmanager
-def _surrounding(hook: Around, job: Job) -> Iterator[None]:
+def _hook(hook: Around, job: Job) -> Iterator[None]:
     """One `around` hook. It sees what is raised inside it and may raise something else, but not make it go away.
 
     What is inside may also be another hook that failed before the task had begun: were it swallowed, a job would be
@@ -114,10 +114,10 @@ def _done(app: PgCron, task: Task[..., Any], job: Job, result: Any) -> Outcome:
     assert job.claim is not None
     if result is None or not task.settings.keep_result:
         return Outcome(job.id, job.claim, "done")
-    return Outcome(job.id, job.claim, "done", result=_kept(app, task, result))
+    return Outcome(job.id, job.claim, "done", result=_encoded_result(app, task, result))
 
 
-def _kept(app: PgCron, task: Task[..., Any], result: Any) -> str:
+def _encoded_result(app: PgCron, task: Task[..., Any], result: Any) -> str:
     try:
         return task.arguments.dumps_result(result, app.settings.payload_limit)
     except PayloadError as error:
@@ -151,10 +151,10 @@ def _failed(
     return decide(job, error, policy, describe(job, error), luck), limit
 
 
-def thrown_off(job: Job, error: BaseException) -> Ended:
+def interrupted(job: Job, error: BaseException) -> Ended:
     """What `run` comes to when something from outside throws itself off: a failure like any other, described safely."""
-    told = f"{type(error).__name__} from outside"
-    entry = {"attempt": job.attempt, "at": datetime.now(UTC).isoformat(), "error": told}
+    text = f"{type(error).__name__} from outside"
+    entry = {"attempt": job.attempt, "at": datetime.now(UTC).isoformat(), "error": text}
     return Ended(job, decide(job, error, RetryPolicy(max_attempts=job.max_attempts), entry), 0.0, error)
 
 
@@ -182,10 +182,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def clean(text: str, most: int) -> str:
-    """`text` without what PostgreSQL refuses (NUL, lone surrogates), cut in the middle to `most` characters."""
-    if len(text) > most:
-        text = f"{text[: most // 2]}\n… {len(text) - most} characters left out …\n{text[-(most // 2) :]}"
+def clean(text: str, max_length: int) -> str:
+    """`text` without what PostgreSQL refuses (NUL, lone surrogates), cut in the middle to `max_length` characters."""
+    if len(text) > max_length:
+        half = max_length // 2
+        text = f"{text[:half]}\n… {len(text) - max_length} characters left out …\n{text[-half:]}"
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -38,18 +38,20 @@ def leave(code: int) -> NoReturn:
                 signal.signal(number, signal.SIG_IGN)
     # Beside the exit, outside the hub. The second one says nothing, because to say something may block.
     with contextlib.suppress(PgCronError):
-        gevent_support.start_outside_the_hub(lambda: _end_at_last(code), "pgcron-exit")
-        gevent_support.start_outside_the_hub(lambda: _end_at_last(code, extra_seconds=2.0, says=False), "pgcron-exit-2")
+        gevent_support.start_outside_the_hub(lambda: _end_after_timeout(code), "pgcron-exit")
+        gevent_support.start_outside_the_hub(
+            lambda: _end_after_timeout(code, extra_seconds=2.0, logs=False), "pgcron-exit-2"
+        )
     sys.exit(code)
 
 
-def _end_at_last(code: int, *, extra_seconds: float = 0.0, says: bool = True) -> None:
+def _end_after_timeout(code: int, *, extra_seconds: float = 0.0, logs: bool = True) -> None:
     """Wait as long as the exit of the interpreter may take, then end the process."""
     pause = gevent_support.wake_outside_the_hub()
     pause.wait(THREADS_SECONDS + extra_seconds)
     if not _threads_left():
         pause.wait(HANDLERS_SECONDS - THREADS_SECONDS)
-    if says:
+    if logs:
         if names := _threads_left():
             logger.warning("tasks left threads behind that do not end: %s", ", ".join(names))
         else:

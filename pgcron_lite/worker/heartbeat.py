@@ -37,7 +37,7 @@ class Heartbeat:
         lease_seconds: float,
         *,
         report: Callable[[], tuple[int, float, bool]],
-        tell: Callable[[], None],
+        wake_loop: Callable[[], None],
     ) -> None:
         self.worker = worker
         self.interval = lease_seconds / 3
@@ -51,7 +51,7 @@ class Heartbeat:
         self.store: Store | None = None
         self._open_store = open_store
         self._report = report
-        self._tell = tell
+        self._wake_loop = wake_loop
         self._wake = gevent_support.wake_outside_the_hub()
         self._stopping = False
         self._stopped = False
@@ -59,11 +59,11 @@ class Heartbeat:
     def start(self) -> None:
         gevent_support.start_outside_the_hub(self._run, "pgcron-heartbeat")
 
-    def stop(self, patience: float = 2.0) -> None:
+    def stop(self, timeout: float = 2.0) -> None:
         """Stop beating and close the connection; waits a moment for it."""
         self._stopping = True
         self._wake.ring()
-        deadline = monotonic() + patience
+        deadline = monotonic() + timeout
         while not self._stopped and monotonic() < deadline:
             time.sleep(0.005)
 
@@ -72,7 +72,7 @@ class Heartbeat:
         """Seconds since the last beat."""
         return monotonic() - self.last_beat
 
-    def go_on_as(self, worker: uuid.UUID) -> None:
+    def continue_as(self, worker: uuid.UUID) -> None:
         """Beat for a new identity, after the old one was declared dead."""
         self.worker = worker
         self.is_refused = False
@@ -88,7 +88,7 @@ class Heartbeat:
                 self._wake.wait(max(0.0, beat_at - monotonic()))
         except BaseException as error:
             self.failure = error
-            self._tell()
+            self._wake_loop()
         finally:
             if self.store is not None:
                 self.store.close()
@@ -105,7 +105,7 @@ class Heartbeat:
                 self.last_beat, self.trouble = monotonic(), None
             elif worker == self.worker:
                 self.is_refused = True
-                self._tell()
+                self._wake_loop()
         except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch) as error:
             self.trouble_at, self.trouble = began, str(error)
             # Sooner than usual: after an outage the reapers watch for one lease only.

@@ -41,7 +41,7 @@ def set_up(format: Format | None = None, level: str = "info", stream: TextIO | N
         # A terminal that cannot show a character must not cost the line.
         target.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(target)
-    handler.setFormatter(formatter(format or usual_format(target), target))
+    handler.setFormatter(formatter(format or default_format(target), target))
     handler.addFilter(JobFilter())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -68,7 +68,7 @@ def _chosen(name: str, variable: str, given: Any, choices: tuple[Any, ...]) -> A
     return given or found
 
 
-def usual_format(stream: TextIO) -> Format:
+def default_format(stream: TextIO) -> Format:
     """Text where a person looks on, logfmt where a program does."""
     return "text" if stream.isatty() else "logfmt"
 
@@ -115,8 +115,8 @@ class TextFormatter(logging.Formatter):
 
     def _time(self, record: logging.LogRecord) -> str:
         # People think in their own time; a file is read by whoever, so it says which.
-        moment = datetime.fromtimestamp(record.created).astimezone()
-        return f"{moment:%H:%M:%S}" if self._is_short else moment.isoformat(timespec="milliseconds")
+        time = datetime.fromtimestamp(record.created).astimezone()
+        return f"{time:%H:%M:%S}" if self._is_short else time.isoformat(timespec="milliseconds")
 
     def _job(self, record: logging.LogRecord) -> str:
         """The job a task's own line comes from; the worker's lines about jobs name them already."""
@@ -146,8 +146,8 @@ class JsonFormatter(logging.Formatter):
 
 def entries(formatter: logging.Formatter, record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
     """The names and values of a structured entry, in order."""
-    moment = datetime.fromtimestamp(record.created, UTC)
-    yield "ts", moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = datetime.fromtimestamp(record.created, UTC)
+    yield "ts", time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     yield "at", record.levelname.lower()
     yield "logger", record.name
     yield "msg", record.getMessage()

@@ -44,7 +44,7 @@ class Maintenance:
         self._spread = spread
         self.check_at = clock() + EVERY_SECONDS
         self.prune_at = clock() + spread(0, EVERY_SECONDS)
-        self._complain_at = 0.0
+        self._warn_at = 0.0
         self._generation = -1
 
     def check_schema(self) -> None:
@@ -73,11 +73,11 @@ class Maintenance:
                 # By how much is moved at once is limited: again with the next turn, until nothing is left.
                 self._generation = -1
 
-    def complain(self) -> None:
+    def warn_unknown_tasks(self) -> None:
         """Say which jobs are due that no task of ours fits. They are left for a worker that knows them."""
-        if self._clock() < self._complain_at:
+        if self._clock() < self._warn_at:
             return
-        self._complain_at = self._clock() + EVERY_SECONDS
+        self._warn_at = self._clock() + EVERY_SECONDS
         for name, count in self._store.waiting_tasks(self._queues).items():
             if name not in self._app.tasks:
                 logger.warning(

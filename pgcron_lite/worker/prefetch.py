@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Work for so many seconds is held, and at most so many jobs: what the shortest take, with all that is around them.
-AHEAD_SECONDS, MOST = 0.05, 2000
+AHEAD_SECONDS, MAX_AHEAD = 0.05, 2000
 # Arguments, and results that are to be written, of so many characters together, as far as the last jobs tell.
 AHEAD_SIZE = 8_000_000
 # Over how many jobs it is averaged.
-MEMORY = 64
+WINDOW = 64
 # Slower than this, and nothing is held: a free slot is filled as fast by a claim.
 SLOW_SECONDS = 0.025
 
@@ -28,11 +28,11 @@ class Prefetch:
         self.seconds = SLOW_SECONDS
         self.given = self.returned = 0.0
 
-    def weigh(self, arguments: Sequence[int]) -> None:
+    def record_arguments(self, arguments: Sequence[int]) -> None:
         """So large are the arguments of the jobs that have just been claimed."""
         self.given = _averaged(self.given, arguments)
 
-    def learn(self, durations: Sequence[float], results: Sequence[int] = ()) -> None:
+    def record(self, durations: Sequence[float], results: Sequence[int] = ()) -> None:
         """So long took the jobs that have just ended, and so large are their results."""
         self.seconds = _averaged(self.seconds, durations)
         self.returned = _averaged(self.returned, results)
@@ -48,12 +48,12 @@ class Prefetch:
             return 0
         in_time = self.slots * AHEAD_SECONDS / max(self.seconds, 1e-6)
         in_size = AHEAD_SIZE / max(self.given + self.returned, 1.0)
-        return min(MOST, int(in_time), int(in_size))
+        return min(MAX_AHEAD, int(in_time), int(in_size))
 
 
-def _averaged(before: float, news: Sequence[float]) -> float:
+def _averaged(before: float, values: Sequence[float]) -> float:
     """The average, with what is new in it: in full if there is much of it."""
-    if not news:
+    if not values:
         return before
-    mean = sum(news) / len(news)
-    return before + (mean - before) * min(1.0, len(news) / MEMORY)
+    mean = sum(values) / len(values)
+    return before + (mean - before) * min(1.0, len(values) / WINDOW)

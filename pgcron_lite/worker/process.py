@@ -104,7 +104,7 @@ def run_worker(
         # The program of the parent goes on, and starts what comes next. This one would start it once more for each.
         logger.info("this worker process has ended; the process that started it goes on")
         return OK
-    with _the_only_worker(app):
+    with _only_worker(app):
         check_limits()
         if gevent:
             _ensure_patched()
@@ -128,7 +128,7 @@ def run_worker(
         worker = Process(app, options)
         code = worker.run()
         if options.status is not None:
-            options.status.has_ended(code, has_left=worker.has_left, is_over=worker.is_over)
+            options.status.report_end(code, has_left=worker.has_left, is_over=worker.is_over)
         if options.parent is not None:
             _ended_children.append(worker.options.id)
         return code
@@ -138,7 +138,7 @@ def run_worker(
 _ended_children: list[uuid.UUID] = []
 
 
-def _load_what_exits_need() -> None:
+def _preload_libgcc() -> None:
     """Load the library that glibc needs to end a thread, while there is memory for it: without it an exit aborts."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")
@@ -155,7 +155,7 @@ _working: dict[int, tuple[str, str]] = {}
 
 
 @contextlib.contextmanager
-def _the_only_worker(app: PgCron) -> Iterator[None]:
+def _only_worker(app: PgCron) -> Iterator[None]:
     """Refuse a second worker in this process."""
     here = running.get(None)
     if here is not None:
@@ -213,8 +213,8 @@ class Process:
         self._deadline: float | None = None
         # When `max_seconds` are over, the wait for a database included.
         self._ends: float | None = None
-        self._said_at = 0.0
-        self._heart_said: str | None = None
+        self._logged_at = 0.0
+        self._logged_trouble: str | None = None
         self._store: Store | None = None
         self._worker: Worker | None = None
         self._heartbeat: Heartbeat | None = None
@@ -223,10 +223,10 @@ class Process:
         self._next_card: WorkerCard | None = None
 
     def run(self) -> int:
-        _load_what_exits_need()
+        _preload_libgcc()
         self._ends = None if self.options.max_seconds is None else monotonic() + self.options.max_seconds
-        self._signals.take()
-        self._streams.take()
+        self._signals.install()
+        self._streams.save()
         self._watchdog = self._start_watchdog()
         try:
             self._guard.start()
@@ -239,8 +239,8 @@ class Process:
             if self._watchdog is not None:
                 self._watchdog.close()
             self._guard.stop()
-            self._streams.give_back()
-            self._signals.give_back()
+            self._streams.close()
+            self._signals.restore()
             self._wake.close()
 
     # Starting
@@ -260,27 +260,27 @@ class Process:
 
     def _ready(self, store: Store, card: WorkerCard) -> bool:
         """Wait for the database, check its schema and environment label, and register the worker."""
-        pause, said, refused = 0.2, False, 0
+        pause, was_logged, refused = 0.2, False, 0
         while not self._signals:
             try:
                 check_start(self.app, store)
                 store.declare(self.app.name, card.generation or "", self.app._definitions)
                 if self.options.status is not None:
-                    self.options.status.works_as(card.id)
+                    self.options.status.set_worker_id(card.id)
                 store.register(card)
                 log_start(self.app, store, card, plans_ticks=self.options.plans_ticks)
             except DatabaseUnavailable as error:
                 if self.options.fail_fast:
                     raise
-                if not said:
+                if not was_logged:
                     logger.warning("waiting for the database: %s", error)
-                said = True
+                was_logged = True
                 refused = refused + 1 if isinstance(error, LoginRefused) else 0
                 if refused >= MAX_REFUSALS:
-                    return self._locked_out(str(error))
+                    return self._login_refused(str(error))
                 left = math.inf if self._ends is None else self._ends - monotonic()
                 if left <= 0:
-                    return self._never_there(error)
+                    return self._not_reached(error)
                 self._wake.wait(min(left, pause * random.uniform(0.5, 1.0)))
                 pause = min(pause * 2, MAX_PAUSE_REFUSED if refused else MAX_PAUSE)
             else:
@@ -288,12 +288,12 @@ class Process:
         logger.info("stopped before the database was there")
         return False
 
-    def _locked_out(self, why: str) -> bool:
+    def _login_refused(self, why: str) -> bool:
         logger.error("giving up, the database has refused the login %d times: %s", MAX_REFUSALS, why)
         self.exit_code = UNREACHABLE
         return False
 
-    def _never_there(self, why: DatabaseUnavailable) -> bool:
+    def _not_reached(self, why: DatabaseUnavailable) -> bool:
         logger.error("%g s are over, and the database was not there: %s", self.options.max_seconds, why)
         self.exit_code = UNREACHABLE
         return False
@@ -302,15 +302,15 @@ class Process:
         self.app._freeze("its worker is running")
         bell = store.open_bell(self._wake.ring)
         worker = self._worker = Worker(
-            self.app, store, card, bell=bell, tell=self._wake.ring,
+            self.app, store, card, bell=bell, wake_loop=self._wake.ring,
             takes_jobs=self.options.takes_jobs, plans_ticks=self.options.plans_ticks,
         )
         heartbeat = Heartbeat(
             lambda: self.app._open_store("pgcron heartbeat", size=1),
             card.id,
             self.app.settings.lease.total_seconds(),
-            report=self._condition,
-            tell=self._wake.ring,
+            report=self._report,
+            wake_loop=self._wake.ring,
         )
         self._heartbeat = heartbeat
         try:
@@ -328,15 +328,15 @@ class Process:
         """Call `worker.step()` until the worker is stopping and nothing runs any more, or the grace is over."""
         while True:
             # First of all: the worker logs what it writes, and whoever sees a job done may send a signal.
-            self._signals.keep()
-            self._streams.keep()
+            self._signals.reinstall()
+            self._streams.repair()
             wait = worker.step()
-            self._heed(worker, heartbeat)
+            self._handle_events(worker, heartbeat)
             if self._ends is not None and monotonic() >= self._ends:
                 self.is_over = True
                 self._stop(worker, f"{self.options.max_seconds:g} s are over")
             if self.options.drain and not worker.stopping:
-                self._look_at_drain(worker)
+                self._check_drain(worker)
             if worker.stopping:
                 if worker.is_idle() or self._grace_is_over(worker):
                     return
@@ -350,10 +350,10 @@ class Process:
         fd = worker.bell.fileno() if worker.bell is not None and not worker.stopping else None
         self._wake.wait(seconds, () if fd is None else (fd,))
 
-    def _heed(self, worker: Worker, heartbeat: Heartbeat) -> None:
+    def _handle_events(self, worker: Worker, heartbeat: Heartbeat) -> None:
         """Act on what signals, the heartbeat and the parent have noted."""
         for number in self._signals:
-            self._heed_signal(worker, number)
+            self._handle_signal(worker, number)
         if heartbeat.failure is not None:
             logger.error("the heartbeat stopped; finishing what runs, then ending", exc_info=heartbeat.failure)
             heartbeat.failure = None
@@ -363,29 +363,29 @@ class Process:
             logger.error("the guard of this worker's statements failed, and goes on", exc_info=self._guard.failure)
             self._guard.failure = None
         if heartbeat.is_refused:
-            self._become_another(worker, heartbeat)
+            self._register_again(worker, heartbeat)
         if worker.refused_logins >= MAX_REFUSALS and not worker.stopping:
-            self._locked_out("the password was changed, or the role")
+            self._login_refused("the password was changed, or the role")
             self._stop(worker, "no login")
-        self._hear_heart(worker, heartbeat)
+        self._check_heartbeat(worker, heartbeat)
         if self.options.parent not in (None, os.getppid()):
             self._stop(worker, "the process that started this one is gone")
         if not self._owns_process and not threading.main_thread().is_alive():
             self._stop(worker, "the main thread of the program has ended")
 
-    def _hear_heart(self, worker: Worker, heartbeat: Heartbeat) -> None:
+    def _check_heartbeat(self, worker: Worker, heartbeat: Heartbeat) -> None:
         """Log if the heartbeat alone cannot reach the database, and give it the listener's connection."""
         if heartbeat.trouble is None:
-            self._heart_said = None
-        elif self._heart_said is None and _fails_alone(worker, heartbeat):
-            self._heart_said = heartbeat.trouble
+            self._logged_trouble = None
+        elif self._logged_trouble is None and _fails_alone(worker, heartbeat):
+            self._logged_trouble = heartbeat.trouble
             logger.error(
                 "the heartbeat cannot beat, and without it this worker is taken for dead: %s", heartbeat.trouble
             )
             if worker.bell is not None:
                 worker.bell.rest(REST_SECONDS)
 
-    def _become_another(self, worker: Worker, heartbeat: Heartbeat) -> None:
+    def _register_again(self, worker: Worker, heartbeat: Heartbeat) -> None:
         """Register under a new id: this worker was silent for a whole lease, and its jobs were given to others."""
         if self._next_card is None:
             logger.warning(
@@ -396,18 +396,18 @@ class Process:
             self._next_card = replace(worker.card, id=uuid.uuid4())
         card = self._next_card
         try:
-            worker.become(card)
+            worker.register_as(card)
         except (DatabaseUnavailable, DatabaseRefused) as error:
             logger.warning("the new name cannot be written down yet, trying again: %s", error)
             return  # noted still; the next turn tries again
         self._next_card = None
-        heartbeat.go_on_as(card.id)
+        heartbeat.continue_as(card.id)
         if self.options.status is not None:
-            self.options.status.works_as(card.id)
+            self.options.status.set_worker_id(card.id)
 
     # Stopping
 
-    def _look_at_drain(self, worker: Worker) -> None:
+    def _check_drain(self, worker: Worker) -> None:
         """End a drain that is done, and one that cannot be done because the database refuses its statements."""
         if worker.refusals >= MAX_REFUSALS:
             logger.error("the drain ends unfinished, after %d refusals: %s", worker.refusals, worker.refusal)
@@ -429,7 +429,7 @@ class Process:
         self.is_over = True
         self._stop(worker, why)
 
-    def _heed_signal(self, worker: Worker, number: int) -> None:
+    def _handle_signal(self, worker: Worker, number: int) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
@@ -456,8 +456,8 @@ class Process:
         now = monotonic()
         if self._deadline is not None and now >= self._deadline:
             return True
-        if now - self._said_at >= 5.0:
-            self._said_at = now
+        if now - self._logged_at >= 5.0:
+            self._logged_at = now
             logger.info("still running: %s", ", ".join(str(job) for job in list(worker.running.values())[:5]))
         return False
 
@@ -511,7 +511,7 @@ class Process:
         if self._watchdog is not None:
             self._watchdog.pulse()
 
-    def _condition(self) -> tuple[int, float, bool]:
+    def _report(self) -> tuple[int, float, bool]:
         """The condition of this worker, which the heartbeat writes into its row."""
         worker = self._worker
         if worker is None:
@@ -533,7 +533,9 @@ class Process:
 def _fails_alone(worker: Worker, heartbeat: Heartbeat) -> bool:
     """Return True if the heartbeat has been silent for too long while the loop reaches the database."""
     # After an outage the loop is often the first to be back, by less than a second.
-    return worker.is_well and heartbeat.trouble_at > worker.well_since and heartbeat.silence > heartbeat.interval * 1.5
+    if not worker.is_healthy or heartbeat.trouble_at <= worker.healthy_since:
+        return False
+    return heartbeat.silence > heartbeat.interval * 1.5
 
 
 def _is_drained(worker: Worker) -> bool:
@@ -541,5 +543,5 @@ def _is_drained(worker: Worker) -> bool:
         return worker.drained()
     except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch):
         # The next turn meets the same, and says so.
-        worker.look_soon()
+        worker.claim_soon()
         return False

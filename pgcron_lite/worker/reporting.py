@@ -40,8 +40,8 @@ class Reporter:
             self._retrying(ended)
         elif outcome.state == "cancelled":
             reason = str(outcome.error and outcome.error["error"])
-            who = "%s was %s" if ended.error is None else "%s cancelled itself: %s"
-            self._log(logging.INFO, ended, "cancelled", who, job, one_log_line(reason))
+            message_format = "%s was %s" if ended.error is None else "%s cancelled itself: %s"
+            self._log(logging.INFO, ended, "cancelled", message_format, job, one_log_line(reason))
             self._events.send("job_cancelled", job=job, seconds=ended.seconds, reason=reason)
         else:
             self._failed(ended)

@@ -18,29 +18,29 @@ from typing import Any
 class Signals:
     """SIGTERM, SIGHUP and SIGINT for as long as they are taken. Outside the main thread nothing is taken."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
-        self._noted: collections.deque[int] = collections.deque()
+    def __init__(self, wake_loop: Callable[[], None]) -> None:
+        self._wake_loop = wake_loop
+        self._pending: collections.deque[int] = collections.deque()
         self._before: dict[int, Any] = {}
         # One object: a bound method is a new one each time it is named.
         self._handler = self._note
-        _taken.add(self)
+        _installed.add(self)
 
     def __bool__(self) -> bool:
         """Is there one that has not been heeded?"""
-        return bool(self._noted)
+        return bool(self._pending)
 
     def __iter__(self) -> Iterator[int]:
         """Take what was noted, in order."""
-        while self._noted:
-            yield self._noted.popleft()
+        while self._pending:
+            yield self._pending.popleft()
 
-    def take(self) -> None:
+    def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
                 self._before[number] = signal.signal(number, self._handler)
 
-    def keep(self) -> None:
+    def reinstall(self) -> None:
         """Install the handlers again: a task may have replaced, ignored or blocked the signals."""
         if not self._before:
             return
@@ -49,7 +49,7 @@ class Signals:
             _signal.signal(number, self._handler)
         _signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         for number, handler in self._before.items():
             # None: a handler that was not installed by Python, and cannot be put back by it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -57,8 +57,8 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Nothing else: no logging, no locks, no database. The loop does the rest.
-        self._noted.append(number)
-        self._tell()
+        self._pending.append(number)
+        self._wake_loop()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -68,13 +68,13 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-_taken: weakref.WeakSet[Signals] = weakref.WeakSet()
+_installed: weakref.WeakSet[Signals] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     """In a child that a task has forked: a signal to it is not one to the worker, and may end it."""
-    for signals in list(_taken):
-        signals.give_back()
+    for signals in list(_installed):
+        signals.restore()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # How long idle slots may take to end. They wait for nothing, but may have to wait for a processor.
 JOIN_SECONDS = 5.0
 # How often slots that have ended are looked for.
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 # A job with the moments since when it has been ours, and since when it waits.
 Waiting = tuple[Job, float, float]
@@ -62,18 +62,18 @@ class Slots:
         self,
         app: PgCron,
         count: int,
-        tell: Callable[[], None],
+        wake_loop: Callable[[], None],
         is_stopping: Callable[[], bool],
-        patience: float = math.inf,
+        max_age: float = math.inf,
         clock: Clock = monotonic,
     ) -> None:
         self.count = count
         self.enough = 1
         self.ended: collections.deque[Ended] = collections.deque()
         self._app = app
-        self._tell = tell
+        self._wake_loop = wake_loop
         self._is_stopping = is_stopping
-        self._patience = patience
+        self._max_age = max_age
         self._clock = clock
         self._waiting: collections.deque[Waiting] = collections.deque()
         self._late: collections.deque[Waiting] = collections.deque()
@@ -82,10 +82,10 @@ class Slots:
         self._threads: list[SlotThread] = []
         # What was thrown into slots beside a job, and when to look for that again.
         self._thrown: collections.deque[str] = collections.deque()
-        self._look_at = 0.0
+        self._check_at = 0.0
         # Counted by the worker's loop alone; what slots change are the deques.
         self._given = self._returned = 0
-        self._told = self._closing = False
+        self._was_woken = self._closing = False
 
     @property
     def busy(self) -> int:
@@ -126,9 +126,9 @@ class Slots:
     def collect(self) -> list[Ended]:
         """Take what ended."""
         # In this order: what ends from here on is told again.
-        self._told = False
-        if self._clock() >= self._look_at and not self._closing:
-            self._look_after()
+        self._was_woken = False
+        if self._clock() >= self._check_at and not self._closing:
+            self._check_threads()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
@@ -174,15 +174,15 @@ class Slots:
         self._threads.append(thread)
         return True
 
-    def _look_after(self) -> None:
+    def _check_threads(self) -> None:
         """Say what has been thrown into slots, and replace those that it has ended."""
-        self._look_at = self._clock() + LOOK_SECONDS
+        self._check_at = self._clock() + CHECK_SECONDS
         while self._thrown:
             logger.warning("a job has left a %s behind, which is dropped", self._thrown.popleft())
         for thread in [thread for thread in self._threads if not thread.is_alive()]:
             logger.warning("something that a job has left behind has ended its slot, which is replaced")
             self._threads.remove(thread)
-            self._put_away(thread)
+            self._recover_job(thread)
             self._grow_as_needed()
 
     def _serve(self, thread: SlotThread) -> None:
@@ -197,14 +197,14 @@ class Slots:
                     os._exit(1)
                 thread.thrown = error
                 self._thrown.append(type(error).__name__)
-                self._look_at = 0.0
+                self._check_at = 0.0
 
     def _serve_until_closed(self, thread: SlotThread) -> None:
         # At any point an exception may be thrown in. So a job goes from one place to the next in one call of C, in
         # which nothing is thrown in: there is always exactly one place that has it.
         holds, process = thread.holds, os.getpid()
         if thread.thrown is not None:
-            self._put_away(thread)
+            self._recover_job(thread)
         while True:
             try:
                 holds.extend(map(collections.deque.popleft, (self._waiting,)))
@@ -214,9 +214,9 @@ class Slots:
                 self._bell.get()
                 continue
             job, since, _ = holds[0]
-            if self._clock() - since > self._patience:
+            if self._clock() - since > self._max_age:
                 self._late.extend(map(list.pop, (holds,)))
-                self._say()
+                self._wake_loop_once()
                 continue
             holds[0] = job
             holds[0] = ended = self._run(job)
@@ -224,26 +224,26 @@ class Slots:
                 _end_forked_child(ended)
             self.ended.extend(map(list.pop, (holds,)))
             if not self._waiting or len(self.ended) >= self.enough:
-                self._say()
+                self._wake_loop_once()
 
-    def _put_away(self, thread: SlotThread) -> None:
+    def _recover_job(self, thread: SlotThread) -> None:
         """Bring what a slot held when something was thrown in to where it belongs, and say so."""
         holds = thread.holds
         if holds and isinstance(holds[0], tuple):
             self._waiting.extendleft(map(list.pop, (holds,)))
         elif holds:
             if isinstance(holds[0], Job):
-                holds[0] = execute.thrown_off(holds[0], thread.thrown or SystemExit())
+                holds[0] = execute.interrupted(holds[0], thread.thrown or SystemExit())
             self.ended.extend(map(list.pop, (holds,)))
         # The slot may have been about to.
-        self._told = True
-        self._tell()
+        self._was_woken = True
+        self._wake_loop()
 
-    def _say(self) -> None:
+    def _wake_loop_once(self) -> None:
         """Once, until somebody has come: a byte through a pipe costs more than a short job."""
-        if not self._told:
-            self._told = True
-            self._tell()
+        if not self._was_woken:
+            self._was_woken = True
+            self._wake_loop()
 
     def _run(self, job: Job) -> Ended:
         try:
@@ -251,7 +251,7 @@ class Slots:
             return contextvars.Context().run(execute.run, self._app, job, self._is_stopping)
         except BaseException as error:
             # Thrown in by another thread when the task was no longer there to take it.
-            return execute.thrown_off(job, error)
+            return execute.interrupted(job, error)
 
 
 def check_slots(count: object) -> int:

@@ -19,7 +19,7 @@ FIRST_SPARE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Saved:
     """A stream as it was found, with a second descriptor for what it writes to."""
 
     number: int
@@ -32,9 +32,9 @@ class Streams:
     """The two streams for as long as a worker runs."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        self._saved: dict[str, _Saved] = {}
 
-    def take(self) -> None:
+    def save(self) -> None:
         """Remember where the streams write to. Streams without a descriptor are left alone."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
@@ -43,32 +43,32 @@ class Streams:
                 spare = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_SPARE)
             except (AttributeError, OSError, ValueError):
                 continue
-            self._kept[name] = _Kept(number, spare, stream.encoding, stream.errors)
+            self._saved[name] = _Saved(number, spare, stream.encoding, stream.errors)
 
-    def keep(self) -> None:
+    def repair(self) -> None:
         """Open anew what a task has closed."""
-        for name, kept in self._kept.items():
+        for name, saved in self._saved.items():
             stream = getattr(sys, name)
             if getattr(stream, "closed", False):
-                self._open_again(name, kept, stream)
-            elif not _is_open(kept.number):
+                self._open_again(name, saved, stream)
+            elif not _is_open(saved.number):
                 with contextlib.suppress(OSError):
-                    os.dup2(kept.spare, kept.number)
+                    os.dup2(saved.spare, saved.number)
 
-    def give_back(self) -> None:
+    def close(self) -> None:
         """Close the spare descriptors."""
-        for kept in self._kept.values():
+        for saved in self._saved.values():
             with contextlib.suppress(OSError):
-                os.close(kept.spare)
-        self._kept.clear()
+                os.close(saved.spare)
+        self._saved.clear()
 
-    def _open_again(self, name: str, kept: _Kept, closed: TextIO) -> None:
+    def _open_again(self, name: str, saved: _Saved, closed: TextIO) -> None:
         try:
             # Something else may have been opened under that number since.
-            number = os.dup(kept.spare) if _is_open(kept.number) else os.dup2(kept.spare, kept.number)
+            number = os.dup(saved.spare) if _is_open(saved.number) else os.dup2(saved.spare, saved.number)
         except OSError:
             return
-        stream = open(number, "w", buffering=1, encoding=kept.encoding, errors=kept.errors)  # noqa: SIM115
+        stream = open(number, "w", buffering=1, encoding=saved.encoding, errors=saved.errors)  # noqa: SIM115
         setattr(sys, name, stream)
         for handler in _handlers():
             if isinstance(handler, logging.StreamHandler) and handler.stream is closed:

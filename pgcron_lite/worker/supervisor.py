@@ -40,7 +40,7 @@ EXIT_SECONDS = 10.0
 # How long the kernel may take to end a child that was killed. One that waits for a disk or a network mount cannot be.
 KILLED_SECONDS = 5.0
 # How long a child may live on after it has closed its pipe without a word: it may be ending.
-CUT_OFF_SECONDS = 5.0
+PIPE_CLOSED_SECONDS = 5.0
 
 
 def is_child() -> bool:
@@ -75,11 +75,11 @@ class Status:
         self._descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
 
-    def works_as(self, worker: uuid.UUID) -> None:
+    def set_worker_id(self, worker: uuid.UUID) -> None:
         """The name under which this process holds jobs from now on."""
         self._write(f"id {worker}\n")
 
-    def has_ended(self, code: int, *, has_left: bool, is_over: bool) -> None:
+    def report_end(self, code: int, *, has_left: bool, is_over: bool) -> None:
         """Report an orderly end: whether it has left the table and holds no jobs, and whether not to restart it."""
         self._write(f"end {code} {int(has_left)} {int(is_over)}\n")
 
@@ -117,7 +117,7 @@ class Child:
     # It has drained its queues, or its time is over: there is nothing to restart it for, whatever its exit code.
     is_over: bool = False
     # Since when its pipe is closed, while it has not said that it ends.
-    cut_off_at: float | None = None
+    pipe_closed_at: float | None = None
     killed_at: float | None = None
     _reader: int | None = None
     _unread: bytes = field(default=b"")
@@ -140,7 +140,7 @@ class Child:
         finally:
             os.close(writer)
         os.set_blocking(reader, False)
-        self.id, self.ended_with, self.cut_off_at, self.killed_at = None, None, None, None
+        self.id, self.ended_with, self.pipe_closed_at, self.killed_at = None, None, None, None
         self.has_left = self.is_over = False
         self._reader, self._unread = reader, b""
         self.started_at = monotonic()
@@ -152,8 +152,8 @@ class Child:
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._reader, 4096):
                 self._unread += piece
-            if self.cut_off_at is None and self.ended_with is None:
-                self.cut_off_at = monotonic()
+            if self.pipe_closed_at is None and self.ended_with is None:
+                self.pipe_closed_at = monotonic()
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             words = line.decode().split()
@@ -211,10 +211,10 @@ class Supervisor:
         self._pass_signals_on()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
-                self._clear_up(child)
-        self._kill_the_replaced()
+                self._clean_up(child)
+        self._kill_replaced()
         if self._stopping:
-            self._kill_the_late()
+            self._kill_overdue()
             # The last one's end is ours: a deploy waits for this process.
             return 1.0 if any(c.process for c in self._children) else 0.0
         now = monotonic()
@@ -244,22 +244,22 @@ class Supervisor:
                     # A child may have been started by nohup, and ignore a SIGHUP.
                     child.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _kill_the_replaced(self) -> None:
+    def _kill_replaced(self) -> None:
         """Kill a child whose worker is gone though its process lives: a task has called `os.exec...`."""
         for child in self._children:
             child.read()
             if (
-                child.process is not None and child.ended_with is None and child.cut_off_at is not None
-                and monotonic() - child.cut_off_at > CUT_OFF_SECONDS
+                child.process is not None and child.ended_with is None and child.pipe_closed_at is not None
+                and monotonic() - child.pipe_closed_at > PIPE_CLOSED_SECONDS
             ):
                 logger.error(
                     "worker process %s (pid %d) has closed its pipe and lives on, so a task has put another program in"
                     " its place; killing it", str(child.id)[:8], child.process.pid,
                 )
                 child.kill()
-                child.cut_off_at = math.inf
+                child.pipe_closed_at = math.inf
 
-    def _kill_the_late(self) -> None:
+    def _kill_overdue(self) -> None:
         """Kill the children that should have ended by now: a frozen process does not react to SIGTERM."""
         late = monotonic() - (self._kill_at or math.inf)
         for child in self._children:
@@ -272,7 +272,7 @@ class Supervisor:
                         "worker process (pid %d) was killed and is still there, and is left behind",
                         child.process.pid,
                     )
-                    self._clear_up(child)
+                    self._clean_up(child)
             elif late > (0.0 if child.ended_with is None else EXIT_SECONDS):
                 logger.error(
                     "worker process %s (pid %d) did not end within the grace of %g s; killing it",
@@ -280,7 +280,7 @@ class Supervisor:
                 )
                 child.kill()
 
-    def _clear_up(self, child: Child) -> None:
+    def _clean_up(self, child: Child) -> None:
         lived = monotonic() - child.started_at
         code = child.close()
         if self._stopping and code in (-signal.SIGTERM, -signal.SIGINT) and child.id is None:

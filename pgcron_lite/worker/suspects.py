@@ -34,7 +34,7 @@ class Suspects:
 
     def step(self, *, is_busy: bool, is_suspect_due: Callable[[], bool]) -> Step:
         """What to do before the next claim: take a suspect, wait for quiet, or go on as usual."""
-        if self.is_others_turn:
+        if self.is_too_early:
             return "go on"
         now = self._clock()
         if not is_busy or self._tries >= TRIES:
@@ -54,11 +54,11 @@ class Suspects:
         return "wait"
 
     @property
-    def is_others_turn(self) -> bool:
+    def is_too_early(self) -> bool:
         """Is it too early to ask for a suspect?"""
         return self._clock() < self.next_try
 
-    def took(self, found: bool, *, is_busy: bool) -> None:
+    def record_claim(self, found: bool, *, is_busy: bool) -> None:
         """A suspect was asked for, and `found` or not."""
         now = self._clock()
         self.quiet_until, self._tries, self._since = 0.0, 0, now
@@ -72,6 +72,6 @@ class Suspects:
             self.is_occupied = False
             self.next_try = now + min(now - self._since, MAX_TURN)
 
-    def look_again(self) -> None:
+    def check_now(self) -> None:
         """There may be suspects now."""
         self.next_try = 0.0

@@ -36,7 +36,7 @@ from collections.abc import Callable
 
 STEPS = 10
 # The least that a step counts, however overloaded the machine is: a worker that hangs ends after ten times as long.
-LEAST_STEP = 0.1
+MIN_STEP = 0.1
 # How long the worker may take to print its tracebacks and die, before it is killed.
 KILL_SECONDS = 10.0
 STANDARD_ERROR = 2
@@ -129,20 +129,20 @@ class Watched:
     def __init__(self, pid: int, writer: int) -> None:
         self.pid = pid
         self._writer = writer
-        _, self._began = look_at(pid)
+        _, self._began = process_state(pid)
         # Empty where descriptors of others cannot be seen. Then a program that took the worker's place is not noticed.
         self._pipe = self._link()
 
     @property
     def has_ended(self) -> bool:
         """True if the worker is gone, also if another process has its id now or another program its process."""
-        state, began = look_at(self.pid)
+        state, began = process_state(self.pid)
         return state in ("", "Z", "X") or began != self._began or (self._pipe != "" and self._link() != self._pipe)
 
     @property
     def is_stopped(self) -> bool:
         """True if it is stopped by a signal or a debugger."""
-        return look_at(self.pid)[0] in ("T", "t")
+        return process_state(self.pid)[0] in ("T", "t")
 
     def _link(self) -> str:
         """The pipe that its descriptor leads to, by name."""
@@ -171,7 +171,7 @@ def watch(worker: Watched, step: float) -> None:
     """Read pulses from standard input until the worker ends, or has to be ended."""
     silent, silent_since = 0.0, time.monotonic()
     while not worker.has_ended:
-        looked_at, waited = time.monotonic(), waited_for_processors(worker.pid)
+        step_began, waited = time.monotonic(), waited_for_processors(worker.pid)
         # A step counts as one however long it took: this process may have been stopped as well.
         has_pulse = bool(select.select([0], [], [], step)[0])
         if has_pulse:
@@ -182,8 +182,8 @@ def watch(worker: Watched, step: float) -> None:
         if has_pulse or worker.is_stopped:
             silent, silent_since = 0.0, now
             continue
-        share = (waited_for_processors(worker.pid) - waited) / (now - looked_at)
-        silent += min(1.0, max(LEAST_STEP, 1.0 - share))
+        share = (waited_for_processors(worker.pid) - waited) / (now - step_began)
+        silent += min(1.0, max(MIN_STEP, 1.0 - share))
         if silent >= STEPS:
             return end(worker, now - silent_since)
 
@@ -218,7 +218,7 @@ def waited_for_processors(process: int) -> float:
     return waited / 1e9
 
 
-def look_at(process: int) -> tuple[str, str]:
+def process_state(process: int) -> tuple[str, str]:
     """The state of a process, as one letter, and when it began. Both are empty if there is no such process."""
     if os.path.exists("/proc/self/stat"):
         try:

@@ -572,7 +572,7 @@ def turned_by_hand(url: str, spread: Any = lambda low, high: high) -> tuple[PgCr
 
 def attempt(worker: Worker) -> float:
     """One turn in which the worker asks the database; returns how long it then waits."""
-    worker.look_soon()
+    worker.claim_soon()
     return worker.step()
 
 

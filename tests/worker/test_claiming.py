@@ -32,7 +32,7 @@ def test_a_claim_whose_jobs_were_found_is_in_doubt_no_more() -> None:
     uncertain = UncertainClaims(Seconds())
     uncertain.add(FIRST)
 
-    uncertain.settle(FIRST)
+    uncertain.resolve(FIRST)
 
     assert uncertain.next is None
     assert not uncertain

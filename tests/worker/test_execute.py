@@ -9,7 +9,7 @@ import pytest
 from pgcron_lite import Cancel, PgCron, Retry, Snooze, current_job
 from pgcron_lite.job import Job, NewJob
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.worker.execute import MAX_TEXT, MAX_TRACEBACK, Ended, clean, one_line, run, thrown_off
+from pgcron_lite.worker.execute import MAX_TEXT, MAX_TRACEBACK, Ended, clean, interrupted, one_line, run
 
 
 @pytest.fixture
@@ -243,8 +243,8 @@ def test_text_that_is_short_and_clean_stays_as_it_is() -> None:
 
 
 def test_what_throws_the_runner_itself_off_counts_as_a_failed_attempt() -> None:
-    ended = thrown_off(claimed(max_attempts=1), KeyboardInterrupt())
-    again = thrown_off(claimed(max_attempts=2), KeyboardInterrupt())
+    ended = interrupted(claimed(max_attempts=1), KeyboardInterrupt())
+    again = interrupted(claimed(max_attempts=2), KeyboardInterrupt())
 
     assert (ended.outcome.state, again.outcome.state) == ("failed", "queued")
     assert told(ended)["error"] == "KeyboardInterrupt from outside"

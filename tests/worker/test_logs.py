@@ -160,8 +160,8 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
 
     assert "\x1b[31m" in coloured
     assert "\x1b" not in plain + elsewhere
-    assert logs.usual_format(Terminal()) == "text"
-    assert logs.usual_format(io.StringIO()) == "logfmt"
+    assert logs.default_format(Terminal()) == "text"
+    assert logs.default_format(io.StringIO()) == "logfmt"
 
 
 CHATTER = """

@@ -17,7 +17,7 @@ from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.worker import loop as loop_module
 from pgcron_lite.worker.loop import MAX_PAUSE, SERIES, Worker
-from pgcron_lite.worker.prefetch import MEMORY
+from pgcron_lite.worker.prefetch import WINDOW
 from pgcron_lite.worker.slots import check_slots
 
 
@@ -132,7 +132,7 @@ def enqueue(store: MemoryStore, count: int = 1, **options: Any) -> list[int]:
 
 def turn_until(worker: Worker, fact: Callable[[], object]) -> None:
     def turned() -> object:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return fact()
 
@@ -167,7 +167,7 @@ def test_no_more_is_claimed_than_there_are_free_slots(
     ids = store.enqueue([NewJob("wait") for _ in range(5)])
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert states(store, ids).count("running") == 2
@@ -281,16 +281,16 @@ def reconciler(app: PgCron, late: Late) -> Iterator[Worker]:
 def hold_up_a_claim(worker: Worker, store: Late, verb: str = "claim") -> None:
     """Let a claim go unanswered, and let the worker ask in vain what it has taken."""
     store.held_up = {verb}
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     store.held_up = {"claim", "claim_suspect"}
     for _ in range(2):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
 
 def look_around(worker: Worker) -> None:
-    worker.look_around_soon()
+    worker.poll_soon()
     worker.step()
 
 
@@ -430,7 +430,7 @@ def test_what_a_claim_takes_under_an_identity_that_its_worker_has_given_up_is_re
     (job_id,) = enqueue(late)
     hold_up_a_claim(worker, late)
     late.reap([(worker.id, None)])
-    worker.become(replace(worker.card, id=uuid.uuid4()))
+    worker.register_as(replace(worker.card, id=uuid.uuid4()))
     late.go_on()
     assert states(late, [job_id]) == ["running"]
 
@@ -550,7 +550,7 @@ def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_n
     old = worker.id
     card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0")
 
-    worker.become(card)
+    worker.register_as(card)
 
     assert old not in store.look(["*"], []).pulses
     assert store.look(["*"], []).pulses == {card.id: 0}
@@ -576,7 +576,7 @@ def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCr
     worker.step()
     eventually(lambda: len(entered) == 1)
     store.reap([(worker.id, None)])
-    worker.become(WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0"))
+    worker.register_as(WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0"))
     clear_of_suspicion(store, job_id, "twice")
     turn_until(worker, lambda: len(entered) == 2)
 
@@ -620,7 +620,7 @@ class Watching(MemoryStore):
         if len(self.worker.running) >= SERIES and not self.unwritten["claim_suspect"]:
             last = max(self._jobs)
             self._keep(replace(self._jobs[last], alone=True))
-            self.worker._suspects.look_again()
+            self.worker._suspects.check_now()
 
 
 def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(
@@ -633,7 +633,7 @@ def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(
     app.task(do_nothing, name="work")
     store = Watching()
     store.worker = worker = hire(app, store)
-    worker._prefetch.learn([0.0] * MEMORY)
+    worker._prefetch.record([0.0] * WINDOW)
     enqueue(store, 6000)
 
     turn_until(worker, lambda: store.unwritten["claim_suspect"] and worker.is_idle())
@@ -650,7 +650,7 @@ def test_a_suspect_is_run_alone(worker: Worker, store: Flaky, gate: Gate) -> Non
     others = enqueue(store, 3)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert states(store, [suspect, *others]) == ["running", "queued", "queued", "queued"]
@@ -687,7 +687,7 @@ def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, ga
 
     def holds_back() -> int | None:
         (late,) = enqueue(store)
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return late if states(store, [late]) == ["queued"] else None
 

@@ -20,8 +20,8 @@ from pgcron_lite.schedules import api
 from pgcron_lite.schedules.ticks import Tick
 from pgcron_lite.worker import loop as loop_module
 from pgcron_lite.worker import prefetch as prefetch_module
-from pgcron_lite.worker.loop import ATTENTIVE_SECONDS, STALE_SECONDS, WRITE_BEHIND_SECONDS, Worker
-from pgcron_lite.worker.prefetch import MEMORY, MOST, SLOW_SECONDS
+from pgcron_lite.worker.loop import RECHECK_SECONDS, STALE_SECONDS, WRITE_BEHIND_SECONDS, Worker
+from pgcron_lite.worker.prefetch import MAX_AHEAD, SLOW_SECONDS, WINDOW
 from pgcron_lite.worker.wake import Wake
 
 PATIENCE = 30.0
@@ -78,7 +78,7 @@ def hire(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
         # Only what the test does makes the worker look.
         worker._reap_at = worker._maintenance.prune_at = worker._maintenance.check_at = float("inf")
         if quick:
-            worker._prefetch.learn([0.0001] * MEMORY)
+            worker._prefetch.record([0.0001] * WINDOW)
         hired.append(worker)
         return worker
 
@@ -106,7 +106,7 @@ def busy_with(worker: Worker, store: Any, gate: Gate, held: int, **options: Any)
     """All slots of `worker` wait at the gate, and beside them it holds `held` jobs. Returns the ids of both."""
     waiting = enqueue(store, worker.slots.count, "wait")
     ids = enqueue(store, held, **options)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     eventually(lambda: len(gate.entered) == len(waiting), PATIENCE)
     assert worker.slots.waiting == held
@@ -156,7 +156,7 @@ def test_nothing_is_held_for_slow_tasks(app: PgCron, store: Any, hire: Callable[
     busy: set[int] = set()
 
     def turned() -> bool:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         # Not what is `running`: that counts what has ended since the step began.
         busy.add(worker.slots.busy)
@@ -175,12 +175,12 @@ def test_quick_tasks_are_claimed_ahead_once_that_is_known(
     enqueue(store, 100)
     worker.step()
     assert len(worker.running) == 2
-    turn_until(worker, lambda: worker.is_idle() and not worker._hungry)
+    turn_until(worker, lambda: worker.is_idle() and not worker._may_have_more)
     assert worker._prefetch.seconds < SLOW_SECONDS
 
     waiting = enqueue(store, 2, "wait")
     ids = enqueue(store, 3)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
 
     assert states(store, [*waiting, *ids]) == {"running"}
@@ -192,11 +192,11 @@ def test_quick_tasks_are_claimed_ahead_once_that_is_known(
 def test_no_more_are_claimed_than_may_be_held(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
     worker = hire(2)
     # A little less than 5 ms each: for two slots, twenty of them are work for a twentieth of a second.
-    worker._prefetch.learn([0.0049] * MEMORY)
+    worker._prefetch.record([0.0049] * WINDOW)
     ids = enqueue(store, 2, "wait") + enqueue(store, 100)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert len(worker.running) == 2 + worker._prefetch.ahead == 22
@@ -206,17 +206,17 @@ def test_no_more_are_claimed_than_may_be_held(store: Any, hire: Callable[..., Wo
 @pytest.mark.usefixtures("nothing_goes_stale")
 def test_the_most_that_may_be_held_is_a_bound(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
     worker = hire(2)
-    worker._prefetch.learn([0.0] * MEMORY)
+    worker._prefetch.record([0.0] * WINDOW)
     waiting = enqueue(store, 2, "wait")
-    ids = enqueue(store, MOST + 10)
+    ids = enqueue(store, MAX_AHEAD + 10)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
-    assert len(worker.running) == MOST + 2
-    assert states(store, [*waiting, *ids[:MOST]]) == {"running"}
-    assert states(store, ids[MOST:]) == {"queued"}
+    assert len(worker.running) == MAX_AHEAD + 2
+    assert states(store, [*waiting, *ids[:MAX_AHEAD]]) == {"running"}
+    assert states(store, ids[MAX_AHEAD:]) == {"queued"}
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
@@ -227,14 +227,14 @@ def test_of_jobs_with_large_arguments_few_are_held(
     large = json.dumps({"text": "x" * 1000})
     monkeypatch.setattr(prefetch_module, "AHEAD_SIZE", 10 * len(large))
     worker = hire(1)
-    known = enqueue(store, MEMORY, "read", args=large)
-    worker.look_soon()
+    known = enqueue(store, WINDOW, "read", args=large)
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, known) == {"done"})
     enqueue(store, 1, "wait")
     ids = enqueue(store, 100, "read", args=large)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert [store.get(i).state for i in ids] == ["running"] * 10 + ["queued"] * 90
@@ -247,15 +247,15 @@ def test_of_jobs_with_large_results_few_are_held(
     app.task(lambda: "x" * 998, name="write")
     monkeypatch.setattr(prefetch_module, "AHEAD_SIZE", 10 * 1002)
     worker = hire(1)
-    known = enqueue(store, MEMORY, "write")
-    worker.look_soon()
+    known = enqueue(store, WINDOW, "write")
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, known) == {"done"})
-    worker._prefetch.learn([0.0001] * MEMORY)
+    worker._prefetch.record([0.0001] * WINDOW)
     enqueue(store, 1, "wait")
     ids = enqueue(store, 100, "write")
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     # They may have ended one by one, and then they count for a little less.
@@ -267,7 +267,7 @@ def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
     store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = hire(1)
-    worker._prefetch.learn([0.0049] * MEMORY)
+    worker._prefetch.record([0.0049] * WINDOW)
     limits = []
     claim = store.claim
 
@@ -280,7 +280,7 @@ def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
     enqueue(store, 10)
 
     # Seven of eleven are taken: the room left is not worth a trip.
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     assert limits == [11]
 
@@ -310,7 +310,7 @@ def test_a_suspect_runs_with_nothing_held_beside_it(store: Any, hire: Callable[.
     worker = hire(4)
 
     for _ in range(5):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert list(worker.running) == [suspect]
@@ -333,11 +333,11 @@ def test_a_suspect_waits_until_nothing_is_held_any_more(
     # It is too early to ask for suspects, so the worker has filled itself before it hears of this one.
     worker._suspects.next_try = float("inf")
     _, held = busy_with(worker, store, gate, 10)
-    worker._suspects.look_again()
+    worker._suspects.check_now()
 
     enqueue(store, 50)
     gate.set()
-    worker.look_soon()
+    worker.claim_soon()
     turn_until(worker, lambda: beside)
 
     assert beside == [[suspect]]
@@ -404,13 +404,13 @@ def test_what_is_held_of_a_paused_queue_is_handed_back_and_stays_there(
     gate.set()
     turn_until(worker, lambda: states(store, waiting) == {"done"})
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
     assert_unharmed(store, held, before)
     assert worker.is_idle()
     assert ran == []
     store.resume("default")
-    worker.look_soon()
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, held) == {"done"})
 
 
@@ -436,7 +436,7 @@ def test_what_does_not_begin_is_left_to_an_idle_worker(
     waiting, held = busy_with(stuck, store, gate, 20)
     turn_until(stuck, lambda: states(store, held) == {"queued"})
 
-    idle.look_soon()
+    idle.claim_soon()
     turn_until(idle, lambda: states(store, held) == {"done"})
 
     assert sorted(ran) == held
@@ -454,7 +454,7 @@ def test_after_a_hand_back_nothing_is_held_until_tasks_are_quick_again(
     turn_until(worker, lambda: states(store, held) == {"queued"})
 
     for _ in range(5):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert list(worker.running) == waiting
@@ -480,7 +480,7 @@ def test_a_worker_that_holds_jobs_turns_often_enough_to_hand_them_back(
     store: Any, hire: Callable[..., Worker], gate: Gate
 ) -> None:
     wake = Wake()
-    worker = hire(1, tell=wake.ring)
+    worker = hire(1, wake_loop=wake.ring)
     _, held = busy_with(worker, store, gate, 20)
 
     # As its process does, and nobody rings.
@@ -505,7 +505,7 @@ def test_what_a_slot_comes_to_too_late_is_not_begun_and_is_handed_back(
 ) -> None:
     worker = hire(2)
     # As if the process had been frozen between the claim and here, for half a lease.
-    worker.slots._patience = -1.0
+    worker.slots._max_age = -1.0
     ids = enqueue(store, 5, max_attempts=1)
     before = [store.get(job_id) for job_id in ids]
     worker.step()
@@ -541,7 +541,7 @@ def test_many_outcomes_are_written_together(
 
 def test_a_worker_is_not_woken_by_each_job_that_ends(store: Any, hire: Callable[..., Worker]) -> None:
     bells: list[int] = []
-    worker = hire(1, tell=lambda: bells.append(len(worker.slots.ended)))
+    worker = hire(1, wake_loop=lambda: bells.append(len(worker.slots.ended)))
     enqueue(store, 400)
     worker.step()
 
@@ -556,7 +556,7 @@ def test_an_outcome_is_written_soon_though_other_jobs_still_wait(
     store: Any, hire: Callable[..., Worker], gate: Gate
 ) -> None:
     bells: list[bool] = []
-    worker = hire(1, tell=lambda: bells.append(True))
+    worker = hire(1, wake_loop=lambda: bells.append(True))
     (first,) = enqueue(store)
     (blocker,) = enqueue(store, task="wait")
     rest = enqueue(store, 3)
@@ -660,12 +660,12 @@ def test_who_was_woken_looks_once_more_after_a_while(store: Any, hire: Callable[
 
     worker = hire(2, bell=Once())
 
-    assert worker.step() <= ATTENTIVE_SECONDS
+    assert worker.step() <= RECHECK_SECONDS
     # What came meanwhile, and did not ring because somebody had rung just now:
     (trailing,) = enqueue(store)
     turn_until(worker, lambda: states(store, [trailing]) == {"done"})
 
-    turn_until(worker, lambda: not worker._hungry and worker.is_idle())
+    turn_until(worker, lambda: not worker._may_have_more and worker.is_idle())
     assert worker.step() > 60
 
 
@@ -705,7 +705,7 @@ def test_a_hand_back_that_fails_is_made_again(
 def swing(worker: Worker, store: Any, ran: list[int]) -> list[int]:
     """`worker` has run the first jobs of many; what it claims next it takes in a turn later. Returns the ids of all."""
     ids = enqueue(store, 2000)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     eventually(lambda: len(worker.slots.ended) == len(ran) > 0 and not worker.slots.busy, PATIENCE)
     return ids
@@ -761,7 +761,7 @@ def test_no_more_is_held_in_full_swing_than_otherwise(
         worker.step()
 
         most = max(most, worker.slots.count + before, worker.slots.count + worker._prefetch.ahead)
-        assert len(held(store, worker)) <= most <= worker.slots.count + MOST
+        assert len(held(store, worker)) <= most <= worker.slots.count + MAX_AHEAD
     # There was more, and there was room.
     assert len(held(store, worker)) > most / 2
     worker.stop()
@@ -903,7 +903,7 @@ def test_what_is_claimed_and_not_begun_in_full_swing_is_not_taken_for_a_late_cla
     asked: list[uuid.UUID] = []
     ask = store.held
     monkeypatch.setattr(store, "held", lambda worker, claim: asked.append(claim) or ask(worker, claim))
-    worker.look_around_soon()
+    worker.poll_soon()
 
     worker.step()
 

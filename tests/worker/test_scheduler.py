@@ -70,7 +70,7 @@ def turn(worker: Worker) -> None:
 
     def is_quiet() -> bool:
         worker._reap_at = 0.0
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return worker.drained()
 
@@ -168,7 +168,7 @@ def test_a_run_that_would_overlap_is_left_out_and_says_so(
 
     worker = hire()
     clock.advance(600)
-    worker.look_soon()
+    worker.claim_soon()
     worker._reap_at = 0.0
     worker.step()
     eventually(lambda: worker.running, PATIENCE)
@@ -176,7 +176,7 @@ def test_a_run_that_would_overlap_is_left_out_and_says_so(
 
     def is_turned_away() -> bool:
         worker._reap_at = 0.0
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return len(outcomes(app, "slow")) > 1 and outcomes(app, "slow")[1][0] == "skipped"
 
@@ -210,7 +210,7 @@ def test_a_run_that_waits_for_its_turn_waits_quietly_and_begins_when_the_one_bef
         clock.advance(seconds)
         for _ in range(3):
             worker._reap_at = 0.0
-            worker.look_soon()
+            worker.claim_soon()
             worker.step()
 
     look(600)

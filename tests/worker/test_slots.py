@@ -203,7 +203,7 @@ def test_how_long_the_next_one_has_waited(single: Slots, gate: threading.Event) 
 def test_what_has_waited_for_longer_than_patience_is_not_begun(
     app: PgCron, told: list[int], gate: threading.Event
 ) -> None:
-    slots = Slots(app, 2, lambda: told.append(0), lambda: False, patience=-1.0)
+    slots = Slots(app, 2, lambda: told.append(0), lambda: False, max_age=-1.0)
     jobs = claimed(3)
     assert not slots.has_late
 
@@ -220,7 +220,7 @@ def test_what_has_waited_for_longer_than_patience_is_not_begun(
 
 
 def test_within_their_patience_jobs_begin(app: PgCron, gate: threading.Event) -> None:
-    slots = Slots(app, 2, lambda: None, lambda: False, patience=60.0)
+    slots = Slots(app, 2, lambda: None, lambda: False, max_age=60.0)
 
     slots.put(*claimed(10))
 
@@ -366,7 +366,7 @@ def test_an_exception_thrown_in_at_any_instruction_costs_neither_a_job_nor_a_slo
 def run_under(throws: Throws, app: PgCron, jobs: list[Job]) -> list[Job]:
     """The jobs that ended or were handed back, after all were given to a slot; the first of them too late."""
     now, seen = [0.0], []
-    slots = Slots(app, 1, lambda: None, lambda: False, patience=50.0, clock=lambda: now[0])
+    slots = Slots(app, 1, lambda: None, lambda: False, max_age=50.0, clock=lambda: now[0])
 
     def are_all_there() -> bool:
         now[0] += 1.0

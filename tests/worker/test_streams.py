@@ -18,9 +18,9 @@ def test_what_is_printed_and_logged_after_a_stream_was_closed_arrives(harm: str)
     from pgcron_lite.worker.streams import Streams
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     streams = Streams()
-    streams.take()
+    streams.save()
     {harm}
-    streams.keep()
+    streams.repair()
     print("printed")
     logging.warning("logged")
     print("error", file=sys.stderr)
@@ -37,9 +37,9 @@ def test_a_stream_that_a_program_has_replaced_is_left_alone() -> None:
     import contextlib, io
     from pgcron_lite.worker.streams import Streams
     streams = Streams()
-    streams.take()
+    streams.save()
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        streams.keep()
+        streams.repair()
         print("inside")
     print(repr(text.getvalue()))
     """
@@ -56,9 +56,9 @@ def test_a_program_without_streams_can_take_them() -> None:
     from pgcron_lite.worker.streams import Streams
     sys.stdout = sys.stderr = None
     streams = Streams()
-    streams.take()
-    streams.keep()
-    streams.give_back()
+    streams.save()
+    streams.repair()
+    streams.close()
     os.write(1, b"well")
     """
 

@@ -29,7 +29,7 @@ def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Clock) 
     suspects = Suspects(5, clock)
 
     step = asked(suspects, is_busy=False)
-    suspects.took(True, is_busy=False)
+    suspects.record_claim(True, is_busy=False)
 
     assert step == "take"
     assert suspects.is_occupied
@@ -37,7 +37,7 @@ def test_an_idle_worker_takes_a_suspect_at_once_and_runs_it_alone(clock: Clock) 
 
 def test_where_there_are_none_it_is_asked_again_only_after_a_while(clock: Clock) -> None:
     suspects = Suspects(5, clock)
-    suspects.took(False, is_busy=False)
+    suspects.record_claim(False, is_busy=False)
 
     assert asked(suspects, is_busy=False) == "go on"
     clock.tick(5)
@@ -67,7 +67,7 @@ def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: 
         clock.tick(PAUSE_SECONDS)
 
     last = asked(suspects, is_busy=True)
-    suspects.took(True, is_busy=True)
+    suspects.record_claim(True, is_busy=True)
 
     assert steps == ["wait", "go on"] * TRIES
     assert last == "take"
@@ -76,7 +76,7 @@ def test_a_suspect_that_finds_no_quiet_moment_runs_beside_others_at_last(clock: 
 
 def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Clock) -> None:
     suspects = Suspects(5, clock)
-    suspects.took(True, is_busy=False)
+    suspects.record_claim(True, is_busy=False)
     clock.tick(12)
     suspects.ended()
 
@@ -87,9 +87,9 @@ def test_after_a_suspect_the_others_have_as_long_a_turn(clock: Clock) -> None:
 
 def test_news_of_suspects_is_heeded_at_once(clock: Clock) -> None:
     suspects = Suspects(5, clock)
-    suspects.took(False, is_busy=False)
+    suspects.record_claim(False, is_busy=False)
 
-    suspects.look_again()
+    suspects.check_now()
 
     assert asked(suspects, is_busy=False) == "take"
 
@@ -98,8 +98,8 @@ def test_who_has_found_a_suspect_may_find_more_until_none_is_found(clock: Clock)
     suspects = Suspects(5, clock)
     assert not suspects.may_have_more
 
-    suspects.took(True, is_busy=False)
+    suspects.record_claim(True, is_busy=False)
     suspects.ended()
     assert suspects.may_have_more
-    suspects.took(False, is_busy=False)
+    suspects.record_claim(False, is_busy=False)
     assert not suspects.may_have_more
