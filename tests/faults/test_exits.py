@@ -202,7 +202,7 @@ def test_threads_of_an_executor_that_a_task_used_are_no_reason_for_another_exit(
     assert worker.stop() == 0
 
     assert commands.exited == [worker.pid]
-    assert "left threads behind" not in worker.log
+    assert "left threads running" not in worker.log
 
 
 @both_kinds

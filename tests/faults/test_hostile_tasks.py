@@ -133,7 +133,7 @@ def test_a_thread_that_a_task_left_behind_does_not_hold_up_the_end(
     assert worker.stop() == 0
 
     assert time.monotonic() - asked_at < 10
-    assert "tasks left threads behind that do not end: left-behind" in worker.log
+    assert "tasks left threads running that do not end: left-behind" in worker.log
 
 
 @pytest.mark.row(29)

@@ -77,7 +77,7 @@ def test_a_result_that_cannot_be_kept_fails_the_job_at_once_for_its_effects_have
     ended = ran(app, work)
 
     assert ended.outcome.state == "failed"
-    assert "the task ran, but what it returned cannot be kept" in told(ended)["error"]
+    assert "the task ran, but its result cannot be stored" in told(ended)["error"]
 
 
 @pytest.mark.row(19)
@@ -222,10 +222,10 @@ class Untold(Exception):
 @pytest.mark.parametrize(
     ("trap", "line"),
     [
-        (ValueError("no"), "Untold: <its text cannot be had: ValueError>"),
-        (SystemExit(3), "Untold: <its text cannot be had: SystemExit>"),
-        (RecursionError(), "Untold: <its text cannot be had: RecursionError>"),
-        (42, "Untold: <its text cannot be had: TypeError>"),
+        (ValueError("no"), "Untold: <its text is not available: ValueError>"),
+        (SystemExit(3), "Untold: <its text is not available: SystemExit>"),
+        (RecursionError(), "Untold: <its text is not available: RecursionError>"),
+        (42, "Untold: <its text is not available: TypeError>"),
         (Ambush("text"), "Untold: text"),
         ("", "Untold"),
     ],
@@ -247,4 +247,4 @@ def test_what_throws_the_runner_itself_off_counts_as_a_failed_attempt() -> None:
     again = interrupted(claimed(max_attempts=2), KeyboardInterrupt())
 
     assert (ended.outcome.state, again.outcome.state) == ("failed", "queued")
-    assert told(ended)["error"] == "KeyboardInterrupt from outside"
+    assert told(ended)["error"] == "KeyboardInterrupt, thrown in from outside the task"
