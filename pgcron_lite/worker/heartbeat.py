@@ -1,12 +1,12 @@
 """Heartbeats: sending this worker's, and watching those of the others.
 
-The heartbeat runs outside the gevent hub and on a separate connection. It never logs and takes no lock that a task could
-hold: it only sets attributes, which the worker's loop reads. A guard in another thread cuts off statements that hang,
-those of the loop and those of the heartbeat.
+The heartbeat runs outside the gevent hub and on a separate connection. It never logs and takes no lock that a task
+could hold: it only sets attributes, which the worker's loop reads. A guard in another thread cuts off statements that
+hang, those of the loop and those of the heartbeat.
 
 A worker is dead when its heartbeat counter, read over one unbroken connection, has not changed for a whole lease. No
-wall clocks are compared, neither the database's nor ours: the reaper measures with this process's monotonic clock. After
-a jump of a clock, an outage in which no worker could send heartbeats, or a freeze of the reaper, the observation
+wall clocks are compared, neither the database's nor ours: the reaper measures with this process's monotonic clock.
+After a jump of a clock, an outage in which no worker could send heartbeats, or a freeze of the reaper, the observation
 starts again.
 """
 
@@ -132,7 +132,7 @@ class Guard:
     def __init__(
         self, watched: Callable[[], Iterable[tuple[Guarded, float]]], pulse: Callable[[], None] = lambda: None
     ) -> None:
-        # The last exception thrown into this thread, by a task that throws into every thread. Read by the worker's loop.
+        # The last exception that a task threw into this thread, as into every thread. Read by the worker's loop.
         self.failure: BaseException | None = None
         self._watched = watched
         self._pulse = pulse
@@ -176,7 +176,7 @@ class Reaper:
         self._seen: dict[uuid.UUID, tuple[int, float]] = {}
 
     def step(self, me: uuid.UUID, pulses: Mapping[uuid.UUID, int]) -> list[Job]:
-        """Record the current heartbeats, reap the workers that have been silent for a lease; return the rescued jobs."""
+        """Record the current heartbeats, reap workers that were silent for a lease, and return the rescued jobs."""
         now = self._clock()
         if self._store.generation != self._generation:
             # This is a new connection: there may have been a time without heartbeats, or without a view of them.

@@ -120,7 +120,7 @@ class TextFormatter(logging.Formatter):
         return f"{time:%H:%M:%S}" if self._is_short else time.isoformat(timespec="milliseconds")
 
     def _job(self, record: logging.LogRecord) -> str:
-        """Return a prefix that names the job, for lines that a task logs. The worker's own lines name the job already."""
+        """Return a prefix that names the job, for lines that a task logs. The worker's own lines already name it."""
         if not hasattr(record, "job_id") or getattr(record, "event", None) == "job":
             return ""
         return f"{escaped(str(getattr(record, 'task', '')))}#{record.job_id}: "

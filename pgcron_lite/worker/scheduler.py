@@ -1,7 +1,7 @@
-"""The scheduler: has ticks decided when it is time, lets their jobs in or not, and says what is missed.
+"""The scheduler: plans due ticks, admits or rejects their jobs, and reports missed ticks.
 
-It lives in every worker. Any number may run at once: whoever comes first does the work, and what two do at the same
-time is written once. Nothing rests on one of them being the leader, or on its being awake at the moment of a tick.
+Every worker has one, and any number may run at once. The first one does the work, and what two do at the same time is
+written once. There is no leader, and no scheduler has to be awake at the time of a tick.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ T = TypeVar("T")
 
 logger = logging.getLogger("pgcron_lite.schedules")
 
-# When somebody else is deciding ticks, look again after this; and stop giving way when it has taken them so long:
-# who holds the lock may be no scheduler at all.
+# If another scheduler is planning, try again after this time. After `MAX_YIELDS` tries wait for its lock: the holder
+# may be something other than a scheduler.
 YIELD_SECONDS, MAX_YIELDS = 1.0, 8
 PRUNE_SECONDS = 600.0
-# What a planner takes at once; if there is that much, there is more. A worker has jobs to begin in between.
+# The number of schedules to plan at once. A full batch means that there are more, but between two batches the worker
+# claims jobs.
 BATCH = 20
 
 
 class Scheduler:
-    """One worker's part in keeping the schedules."""
+    """The scheduler of one worker."""
 
     def __init__(
         self, app: PgCron, store: Store, *, plans: bool = True, clock: Clock = monotonic, pings: Pings | None = None
     ) -> None:
         self.due_at = math.inf
-        # In how many seconds the first job that the last step has made is due.
+        # The seconds until the first job that the last step has inserted is due.
         self.first_in = math.inf
         self._app = app
         self._store = store
@@ -59,14 +60,14 @@ class Scheduler:
         self._yields, self._batch = 0, BATCH
 
     def apply(self, look: Look) -> None:
-        """Act on what a look at the table has shown."""
+        """Take over the deadlines of a poll, and check runs and alarms if it says so."""
         if self._plans and look.plan_in is not None:
             self.due_at = self._clock() + max(0.0, look.plan_in)
         if look.ticks_want_watching:
             self._try(self._watch, None)
 
     def step(self) -> bool:
-        """Have ticks decided. True if that made jobs; the first is due in `first_in` seconds."""
+        """Plan due ticks. Return True if that inserted jobs; the first is due in `first_in` seconds."""
         self.due_at = self.first_in = math.inf
         if self._plan() is None:
             return False
@@ -74,17 +75,17 @@ class Scheduler:
         for change in changes:
             _log_change(change)
         if changes:
-            # What has just been declared. Before that, all was decided as it was declared at the time.
+            # Plan the changed declarations. The first call has decided all earlier ticks by the old ones.
             self._plan()
         return self.first_in < math.inf
 
     def admit(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Ended]]:
-        """Those that may begin, and what becomes of the others: jobs of ticks may come too late, or too early."""
+        """Return the jobs that may begin, and the outcomes of the others: a tick's job may be too late or too early."""
         of_ticks = [job for job in jobs if SCHEDULE in job.headers]
         if not of_ticks:
             return list(jobs), []
         if self._plans and any(_is_late(job) for job in of_ticks):
-            # There may have been later ticks meanwhile, one of which stands for it.
+            # Plan first: there may be later ticks by now, one of which replaces it.
             while self._plan() and self.due_at == 0.0:
                 pass
         admissions = self._admissions([job.id for job in of_ticks])
@@ -92,7 +93,7 @@ class Scheduler:
         for job in jobs:
             admission = admissions.get(job.id)
             if admission is None:
-                # Anybody who may enqueue can write headers. Only the rows of ticks say which job is a schedule's run.
+                # Everyone who may enqueue can write headers. Only a tick's row proves that a job is a schedule's run.
                 admitted.append(_of_no_tick(job))
             elif admission.refusal is not None:
                 rejected.append(_refused(job, admission.refusal))
@@ -103,7 +104,7 @@ class Scheduler:
         return admitted, rejected
 
     def written(self, ended: Sequence[Ended]) -> bool:
-        """These outcomes are written: note with their ticks which have ended. True if a run that waited is due now."""
+        """Close the ticks of the written outcomes. Return True if a run that waited for one of them is due now."""
         of_ticks = [each for each in ended if SCHEDULE in each.job.headers]
         over = [each.job.id for each in of_ticks if each.outcome.state != "queued"]
         if over:
@@ -114,19 +115,19 @@ class Scheduler:
         moved = over + [each.job.id for each in of_ticks if not each.begun]
         if not moved or not self._try(partial(self._store.release, moved), False):
             return False
-        # It may be of a queue that other workers serve.
+        # That run may belong to a queue of other workers.
         self._store.ring()
         return True
 
     def close(self, seconds: float) -> None:
-        """Wait at most so long for reports that are on their way."""
+        """Wait up to `seconds` for the pings that are being sent."""
         self._pings.close(seconds)
 
     def _admissions(self, job_ids: list[int]) -> dict[int, Admission]:
         try:
             return self._store.admit(job_ids)
         except DatabaseRefused:
-            # The schedule of one of them is broken. It breaks alone, and its run, which was decided before, begins.
+            # One of the schedules is broken. Only that one must fail, and its run, which was planned before, begins.
             found: dict[int, Admission] = {}
             for job_id in job_ids:
                 nothing_known = {job_id: Admission()}
@@ -134,15 +135,18 @@ class Scheduler:
             return found
 
     def _try(self, do: Callable[[], T], default: T) -> T:
-        """What `do` brings; a schedule that somebody has edited into nonsense ends no worker."""
+        """Return the result of `do`, or `default` if the database refuses it.
+
+        A schedule that was edited into something invalid must not end a worker.
+        """
         try:
             return do()
         except DatabaseRefused as error:
-            logger.error("the database refuses something about schedules; is one edited by hand? %s", error)
+            logger.error("the database refused a statement about schedules; was one edited by hand? %s", error)
             return default
 
     def _plan(self) -> list[Move] | None:
-        """One batch; there are jobs to be claimed between two of them. None: it is others' turn."""
+        """Plan one batch of schedules. Return None if another scheduler is planning."""
         decided: list[Entry] = []
         decided_at = datetime.min
 
@@ -156,7 +160,7 @@ class Scheduler:
             gives_way = self._yields < MAX_YIELDS
             moves = self._store.plan(decide, limit=self._batch, gives_way=gives_way)
         except DatabaseRefused as error:
-            # Something in one of them cannot be stored: go one by one, and leave that one out.
+            # A tick of one of the schedules cannot be stored: continue with one at a time, and set that one aside.
             if len(decided) == 1:
                 self._set_aside(decided[0].name, str(error))
             self._batch, self.due_at = 1, 0.0
@@ -178,7 +182,7 @@ class Scheduler:
         return moves
 
     def _set_aside(self, name: str, trouble: str) -> None:
-        """A schedule whose ticks the database refuses: others are not to wait behind it."""
+        """Postpone a schedule whose ticks the database refuses, so that the others are not delayed."""
         moves: list[Move] | None = self._try(
             lambda: self._store.plan(lambda entry, now: ticks.stuck(entry, now, trouble), name), None
         )
@@ -187,7 +191,7 @@ class Scheduler:
 
     def _report_move(self, move: Move) -> None:
         if move.trouble is not None and self._troubled.get(move.name) != move.trouble:
-            logger.error("schedule %s is stuck, and tried again each minute: %s", move.name, move.trouble)
+            logger.error("schedule %s is stuck and retried every minute: %s", move.name, move.trouble)
         if move.trouble is not None:
             self._troubled[move.name] = move.trouble
         else:
@@ -218,7 +222,7 @@ class Scheduler:
             if alarm.kind == "missed":
                 self._missed(alarm.schedule, alarm.tick)
                 continue
-            logger.error("schedule %s: the run of %s is still going on", alarm.schedule, in_utc(alarm.tick))
+            logger.error("schedule %s: the run of %s is still running", alarm.schedule, in_utc(alarm.tick))
             self._app.events.send("schedule_late", schedule=alarm.schedule, tick=alarm.tick, job_id=alarm.job_id)
         if self._clock() >= self._prune_at:
             gone = self._store.prune_ticks(self._app.settings.keep_failed)
@@ -245,7 +249,7 @@ class Scheduler:
 
 
 def _of_no_tick(job: Job) -> Job:
-    """The job without the headers that only the jobs of ticks have."""
+    """Return `job` without the headers that only jobs of ticks may have."""
     if SCHEDULE not in job.headers:
         return job
     return job.changed(headers={name: text for name, text in job.headers.items() if name not in OF_TICKS})
@@ -263,7 +267,7 @@ def _tick_of(job: Job) -> datetime:
 
 
 def _refused(job: Job, reason: str) -> Ended:
-    """The job of a tick that is not to run."""
+    """Return the outcome of a tick's job that must not run."""
     assert job.claim is not None
     entry = describe(job, Cancel(f"skipped: {reason}"))
     return Ended(job, Outcome(job.id, job.claim, "cancelled", error=entry), 0.0)
@@ -271,11 +275,11 @@ def _refused(job: Job, reason: str) -> Ended:
 
 def _log_change(change: Change) -> None:
     if change.what == "taken":
-        logger.error("schedule %s is declared in code, but one made at run time has that name: it is left as it is."
-                     " Remove it, and the declared one is in force; or give that another name=...",
+        logger.error("schedule %s is declared in code, but a schedule created at run time has that name and stays in"
+                     " force. Remove it to put the declared one in force, or give that another name=...",
                      change.name)  # fmt: skip
     else:
         logger.info("schedule %s %s", change.name, {
-            "new": "is new", "changed": "was changed", "started": "asks for a run, as its code has come to life",
-            "retired": "is declared by nobody's code any more, and retired",
+            "new": "is new", "changed": "was changed", "started": "runs once now, because its code was started",
+            "retired": "was retired, because no code declares it any more",
         }[change.what])  # fmt: skip

@@ -289,7 +289,7 @@ def test_no_statement_that_is_refused_ends_a_turn_with_an_error(
     if what != "claim":
         # What the others in the turn do is done.
         hands.turn_until(lambda: state(conn, job_id) == "done")
-    assert "the database refused a statement while" in caplog.text or "refuses something about schedules" in caplog.text
+    assert "the database refused a statement while" in caplog.text or "refused a statement about schedules" in caplog.text
 
 
 @pytest.mark.row(152)
@@ -371,7 +371,7 @@ def test_an_outcome_that_cannot_be_stored_waits_beside_the_others_until_it_can(
     [bad] = store.enqueue([NewJob("bad")])
     good = store.enqueue([NewJob("note")] * 5)
 
-    hands.turn_until(lambda: "will store nothing about the end of bad" in caplog.text)
+    hands.turn_until(lambda: "refuses every outcome of bad" in caplog.text)
     hands.turn_until(lambda: {state(conn, job_id) for job_id in good} == {"done"})
     more = store.enqueue([NewJob("note")] * 5)
     hands.worker.claim_soon()
@@ -379,7 +379,7 @@ def test_an_outcome_that_cannot_be_stored_waits_beside_the_others_until_it_can(
 
     # Neither hidden nor run again, and not what a worker waits for that is to end.
     assert (state(conn, bad), [*hands.worker.running]) == ("running", [bad])
-    assert caplog.text.count("will store nothing about the end of bad") == 1
+    assert caplog.text.count("refuses every outcome of bad") == 1
     hands.turn_until(hands.worker.is_idle)
 
     conn.execute("drop trigger refuse on pgcron.history")
@@ -456,7 +456,7 @@ def test_a_suspect_whose_end_cannot_be_stored_does_not_keep_its_worker_from_othe
     refuse_all_about(conn, "bad")
     [bad] = store.enqueue([NewJob("bad")])
     conn.execute("update pgcron.jobs set alone = true where id = %s", [bad])
-    hands.turn_until(lambda: "will store nothing about the end of bad" in caplog.text)
+    hands.turn_until(lambda: "refuses every outcome of bad" in caplog.text)
 
     [good] = store.enqueue([NewJob("note")])
     hands.ahead += 10

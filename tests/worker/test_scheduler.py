@@ -284,7 +284,7 @@ def test_code_that_says_the_same_of_a_schedule_runs_it_at_its_start_and_says_so_
     assert [tick for _, tick, _, _ in seen] == [START, START + MINUTE]
     said = [record.getMessage() for record in caplog.records if record.name == "pgcron_lite.schedules"]
     assert said == [
-        "schedule warm is new", "schedule other is new", "schedule warm asks for a run, as its code has come to life",
+        "schedule warm is new", "schedule other is new", "schedule warm runs once now, because its code was started",
     ]  # fmt: skip
 
 
