@@ -1,7 +1,7 @@
-"""Standard output and standard error of a worker: opened anew when a task has closed them.
+"""Standard output and standard error of a worker: reopened when a task has closed them.
 
-They belong to the process. A job that closes `sys.stdout` would make every later `print` of other jobs, and the
-worker's own log, fail with "I/O operation on closed file".
+All jobs of a process share them. After a job that closes `sys.stdout`, every `print` of other jobs and the worker's own
+log would fail with "I/O operation on closed file".
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass
 from typing import TextIO
 
-# Spare descriptors lie above those that programs expect in a certain place.
+# The lowest number for spare descriptors, above the numbers that programs use for fixed purposes.
 FIRST_SPARE = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """A stream as it was found, with a second descriptor for what it writes to."""
+    """The properties of a stream, with a spare descriptor of the file that it writes to."""
 
     number: int
     spare: int
@@ -29,13 +29,13 @@ class _Saved:
 
 
 class Streams:
-    """The two streams for as long as a worker runs."""
+    """The standard output and standard error of a running worker."""
 
     def __init__(self) -> None:
         self._saved: dict[str, _Saved] = {}
 
     def save(self) -> None:
-        """Remember where the streams write to. Streams without a descriptor are left alone."""
+        """Save the files that the streams write to. Streams without a descriptor are ignored."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             try:
@@ -46,7 +46,7 @@ class Streams:
             self._saved[name] = _Saved(number, spare, stream.encoding, stream.errors)
 
     def repair(self) -> None:
-        """Open anew what a task has closed."""
+        """Reopen the streams that a task has closed."""
         for name, saved in self._saved.items():
             stream = getattr(sys, name)
             if getattr(stream, "closed", False):
@@ -64,7 +64,7 @@ class Streams:
 
     def _open_again(self, name: str, saved: _Saved, closed: TextIO) -> None:
         try:
-            # Something else may have been opened under that number since.
+            # The number may belong to another open file by now.
             number = os.dup(saved.spare) if _is_open(saved.number) else os.dup2(saved.spare, saved.number)
         except OSError:
             return
@@ -72,7 +72,7 @@ class Streams:
         setattr(sys, name, stream)
         for handler in _handlers():
             if isinstance(handler, logging.StreamHandler) and handler.stream is closed:
-                # Not setStream(), which would flush the closed one.
+                # Not setStream(), which would flush the closed stream.
                 handler.stream = stream
 
 
