@@ -146,7 +146,7 @@ def _failed(
     if isinstance(error, (UnfitResult, UnreadableArguments, UnreadableJob)):
         policy = RetryPolicy(discard_on=(type(error),))
     allowed = job.max_attempts if isinstance(error, Steer) else policy.plan(error, job.max_attempts)[0]
-    # An error that is never retried has no limit of its own: its log line then shows the limit of the row.
+    # An error that is never retried has no separate limit: its log line shows the limit of the row.
     limit = allowed if job.attempt <= allowed < job.max_attempts else None
     return decide(job, error, policy, describe(job, error), luck), limit
 

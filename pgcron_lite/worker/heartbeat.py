@@ -70,7 +70,7 @@ class Heartbeat:
 
     @property
     def silence(self) -> float:
-        """Seconds since the last beat."""
+        """The seconds since the last beat."""
         return monotonic() - self.last_beat
 
     def continue_as(self, worker: uuid.UUID) -> None:

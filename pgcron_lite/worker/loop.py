@@ -363,7 +363,7 @@ class Worker:
         if rejected:
             self._reject(rejected)
         elif len(jobs) < limit:
-            self._nothing_more(is_turn_over=not jobs)
+            self._plan_next_claim(is_turn_over=not jobs)
 
     def _room(self) -> int:
         """Return how many jobs to claim now. With prefetch, claim only when at least half of the places are free."""
@@ -427,8 +427,8 @@ class Worker:
         running = self.running.get(job.id)
         return running is not None and running.claim == job.claim
 
-    def _nothing_more(self, *, is_turn_over: bool) -> None:
-        """After a claim that found too few jobs, look up when the next one is due."""
+    def _plan_next_claim(self, *, is_turn_over: bool) -> None:
+        """Look up when the next job is due, after a claim that found too few."""
         self._may_have_more = False
         if self._suspects.may_have_more:
             if is_turn_over:

@@ -376,7 +376,7 @@ class Process:
             self._stop(worker, "the main thread of the program has ended")
 
     def _check_heartbeat(self, worker: Worker, heartbeat: Heartbeat) -> None:
-        """If only the heartbeat cannot reach the database, log that and free the listener's connection for it."""
+        """Log a heartbeat that alone cannot reach the database, and free the listener's connection for it."""
         if heartbeat.trouble is None:
             self._logged_trouble = None
         elif self._logged_trouble is None and _fails_alone(worker, heartbeat):
