@@ -69,7 +69,7 @@ def app(gate: Gate, ran: list[int]) -> PgCron:
 @pytest.fixture
 def make_worker(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
     """A factory of workers. For a `quick` one, the last jobs took 0.1 ms each."""
-    hired: list[Worker] = []
+    workers: list[Worker] = []
 
     def make_worker(slots: int = 1, *, quick: bool = True, **options: Any) -> Worker:
         card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), slots, "threads", "0")
@@ -79,11 +79,11 @@ def make_worker(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
         worker._reap_at = worker._maintenance.prune_at = worker._maintenance.check_at = float("inf")
         if quick:
             worker._prefetch.record([0.0001] * WINDOW)
-        hired.append(worker)
+        workers.append(worker)
         return worker
 
     yield make_worker
-    for worker in hired:
+    for worker in workers:
         worker.slots.close()
 
 

@@ -48,7 +48,7 @@ def app(clock: Clock) -> PgCron:
 
 @pytest.fixture
 def make_worker(app: PgCron) -> Iterator[Callable[..., Worker]]:
-    hired: list[Worker] = []
+    workers: list[Worker] = []
 
     def make_worker(**options: Any) -> Worker:
         generation = schedule_module.generation(app.name, app._definitions)
@@ -56,12 +56,12 @@ def make_worker(app: PgCron) -> Iterator[Callable[..., Worker]]:
         app.store.declare(app.name, generation, app._definitions)
         app.store.register(card)
         worker = Worker(app, app.store, card, **options)
-        hired.append(worker)
+        workers.append(worker)
         turn(worker)
         return worker
 
     yield make_worker
-    for worker in hired:
+    for worker in workers:
         worker.slots.close()
 
 
@@ -559,7 +559,8 @@ def test_a_schedule_may_be_added_changed_and_removed(
 
 
 def test_a_removed_run_time_schedule_is_replaced_by_the_declared_one(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     app.schedules.add("report", "*/10 * * * *", tidy)
     app.cron("*/7 * * * *", name="report", run_on_start=True)(tidy)
