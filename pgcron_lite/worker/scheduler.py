@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("pgcron_lite.schedules")
 
-# If another scheduler is planning, try again after this time. After `MAX_YIELDS` tries wait for its lock: the holder
-# may be something other than a scheduler.
+# If another session holds the planning lock, try again after this time. After `MAX_YIELDS` tries plan without the lock:
+# its holder may be something other than a scheduler.
 YIELD_SECONDS, MAX_YIELDS = 1.0, 8
 PRUNE_SECONDS = 600.0
 # The number of schedules to plan at once. A full batch means that there are more, but between two batches the worker
