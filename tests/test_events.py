@@ -259,7 +259,7 @@ def keep_two_schedules(app: PgCron) -> None:
     scheduler.admit([slow])
     scheduler.step()
     clock.advance(3601)
-    scheduler.heed(store.look(["*"], ["fail"]))
+    scheduler.apply(store.look(["*"], ["fail"]))
     assert slow.claim is not None
     store.settle([Outcome(slow.id, slow.claim, "done")])
     scheduler.written([Ended(slow, Outcome(slow.id, slow.claim, "done"), 0.0)])

@@ -185,11 +185,11 @@ class Forecast:
         """Make the worker check what is due by the forecast, and everything that has no forecast."""
         now = self._manual_clock()
         if self._jobs_at is None or self._jobs_at <= now:
-            worker.look_soon()
+            worker.claim_soon()
         if self._ticks_at is not None and self._ticks_at <= now:
             worker.scheduler.due_at = 0.0
         if not self._is_calm or self._alarm_at is None or self._alarm_at <= now:
-            worker.look_around_soon()
+            worker.poll_soon()
 
     def next_moment(self, worker: Worker, tasks: Sequence[str], wait: float, end: datetime | None) -> datetime | None:
         """Return the time of the next event after now; None if there is none.
@@ -236,8 +236,8 @@ class NoForecast:
         """No-op: there is no forecast to discard."""
 
     def point_out(self, worker: Worker) -> None:
-        worker.look_soon()
-        worker.look_around_soon()
+        worker.claim_soon()
+        worker.poll_soon()
 
     def is_something_due(self, wait: float) -> bool:
         return wait <= SOON

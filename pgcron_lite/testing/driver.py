@@ -89,7 +89,7 @@ class Driver:
             elif not asked_again and self._forecast.is_something_due(self.wait):
                 # Only once: a job that cannot run now, such as one in a paused queue, stays due.
                 asked_again = True
-                worker.look_soon()
+                worker.claim_soon()
             elif self._forecast.has_undecided_ticks:
                 worker.scheduler.due_at = 0.0
             elif self._forecast.is_over(worker):

@@ -189,7 +189,7 @@ class Harness:
         with self._turn("crash_worker()") as driver:
             driver.begin(raises=False)
             worker = driver.control.present("crash_worker()")
-            worker.look_soon()
+            worker.claim_soon()
             worker.step()
             driver.control.crash()
 

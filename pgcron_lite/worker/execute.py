@@ -1,4 +1,4 @@
-"""One claimed job, from its row to an outcome. Read `run` from top to bottom: it is the life of an attempt."""
+"""Execution of one claimed job, from its row to an outcome. `run` is one attempt, from start to end."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What is kept of one attempt's error.
+# Length limits for the stored error of one attempt.
 MAX_TEXT, MAX_TRACEBACK = 2_000, 16_000
 
 
 @value
 class Ended:
-    """An attempt that is over: what is to be written, how long it took, and what was raised."""
+    """A finished attempt: the outcome to write, its duration, and the exception that was raised."""
 
     job: Job
     outcome: Outcome
     seconds: float
     error: BaseException | None = None
-    # How many executions this error allows in all: a rule may allow fewer than the row does.
+    # The total number of executions that this error allows, if a retry rule allows fewer than the row does.
     limit: int | None = None
-    # A run of a schedule that has to wait for its turn was claimed and not begun.
+    # False for a run of a schedule that was claimed but has to wait for an earlier run.
     begun: bool = True
 
 
@@ -46,7 +46,7 @@ def run(
     is_stopping: Callable[[], bool] = lambda: False,
     luck: Callable[[], float] = random.random,
 ) -> Ended:
-    """Run `job`'s task once. Never raises: whatever the task does becomes an outcome. `luck` is for the backoff."""
+    """Run `job`'s task once. Never raises: every exception becomes an outcome. `luck` is the jitter of the backoff."""
     started = time.perf_counter()
     token = running.set(Running(app, job, is_stopping))
     task: Task[..., Any] | None = None
@@ -54,9 +54,9 @@ def run(
     limit: int | None = None
     try:
         task = app.find_task(job.task)
-        outcome = _done(app, task, job, _surrounded(app, task, job))
+        outcome = _done(app, task, job, _call_in_hooks(app, task, job))
     except BaseException as raised:
-        # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker goes on.
+        # BaseException: a task that calls sys.exit or raises KeyboardInterrupt has failed; the worker continues.
         policy = RetryPolicy(max_attempts=job.max_attempts) if task is None else task.settings.policy
         outcome, limit, error = *_failed(job, raised, policy, luck), raised
     finally:
@@ -64,33 +64,33 @@ def run(
     return Ended(job, outcome, time.perf_counter() - started, error, limit)
 
 
-def _surrounded(app: PgCron, task: Task[..., Any], job: Job) -> Any:
+def _call_in_hooks(app: PgCron, task: Task[..., Any], job: Job) -> Any:
     """Call the task with the job's arguments, inside every `around` hook."""
     if job.flaw is not None:
         raise UnreadableJob(f"the job's row cannot be read: {job.flaw}")
     args, kwargs = _arguments(task, job)
     if not app.arounds:
-        return _called(app, task, job, args, kwargs)
+        return _call(app, task, job, args, kwargs)
     result = None
-    with ExitStack() as surroundings:
+    with ExitStack() as hooks:
         for hook in app.arounds:
-            surroundings.enter_context(_surrounding(hook, job))
-        result = _called(app, task, job, args, kwargs)
+            hooks.enter_context(_hook(hook, job))
+        result = _call(app, task, job, args, kwargs)
     return result
 
 
-def _called(app: PgCron, task: Task[..., Any], job: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(app: PgCron, task: Task[..., Any], job: Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if app.events.wants("job_started"):
         app.events.send("job_started", job=job)
     return task.function(*args, **kwargs)
 
 
 @contextmanager
-def _surrounding(hook: Around, job: Job) -> Iterator[None]:
-    """One `around` hook. It sees what is raised inside it and may raise something else, but not make it go away.
+def _hook(hook: Around, job: Job) -> Iterator[None]:
+    """Enter one `around` hook. It sees an exception raised inside it and may replace it, but cannot suppress it.
 
-    What is inside may also be another hook that failed before the task had begun: were it swallowed, a job would be
-    done that has never run.
+    The exception may come from another hook, before the task has started. If it were suppressed, a job that never ran
+    would be recorded as done.
     """
     raised: BaseException | None = None
     with contextmanager(hook)(job):
@@ -114,52 +114,55 @@ def _done(app: PgCron, task: Task[..., Any], job: Job, result: Any) -> Outcome:
     assert job.claim is not None
     if result is None or not task.settings.keep_result:
         return Outcome(job.id, job.claim, "done")
-    return Outcome(job.id, job.claim, "done", result=_kept(app, task, result))
+    return Outcome(job.id, job.claim, "done", result=_encoded_result(app, task, result))
 
 
-def _kept(app: PgCron, task: Task[..., Any], result: Any) -> str:
+def _encoded_result(app: PgCron, task: Task[..., Any], result: Any) -> str:
     try:
         return task.arguments.dumps_result(result, app.settings.payload_limit)
     except PayloadError as error:
         raise UnfitResult(
-            f"the task ran, but what it returned cannot be kept: {error} Return plain data, or set"
+            f"the task ran, but its result cannot be stored: {error} Return plain data, or set"
             f" @app.task(keep_result=False) on {task.name}."
         ) from error
 
 
 class UnfitResult(PayloadError):
-    """The effects have happened; running the task again would only repeat them."""
+    """The result cannot be stored. The task has run, so a retry would only repeat its effects."""
 
 
 class UnreadableArguments(PayloadError):
-    """The stored arguments cannot be decoded, and never will be."""
+    """The stored arguments cannot be decoded. A retry cannot change that."""
 
 
 class UnreadableJob(PayloadError):
-    """A value of the job's row cannot be decoded, and never will be."""
+    """A value of the job's row cannot be decoded. A retry cannot change that."""
 
 
 def _failed(
     job: Job, error: BaseException, policy: RetryPolicy, luck: Callable[[], float]
 ) -> tuple[Outcome, int | None]:
-    """Return the outcome, and how many executions `error` allows if that is fewer than the row does."""
+    """Return the outcome, and the number of executions that `error` allows if that is fewer than the row allows."""
     if isinstance(error, (UnfitResult, UnreadableArguments, UnreadableJob)):
         policy = RetryPolicy(discard_on=(type(error),))
     allowed = job.max_attempts if isinstance(error, Steer) else policy.plan(error, job.max_attempts)[0]
-    # Not worth a second try, whatever the number: the line then says what the row permits.
+    # An error that is never retried has no separate limit: its log line shows the limit of the row.
     limit = allowed if job.attempt <= allowed < job.max_attempts else None
     return decide(job, error, policy, describe(job, error), luck), limit
 
 
-def thrown_off(job: Job, error: BaseException) -> Ended:
-    """What `run` comes to when something from outside throws itself off: a failure like any other, described safely."""
-    told = f"{type(error).__name__} from outside"
-    entry = {"attempt": job.attempt, "at": datetime.now(UTC).isoformat(), "error": told}
+def interrupted(job: Job, error: BaseException) -> Ended:
+    """Return the outcome of a job whose slot got an exception thrown in by other code: an ordinary failure.
+
+    The description uses only the name of the exception's class, and so runs none of the exception's own code.
+    """
+    text = f"{type(error).__name__}, thrown in from outside the task"
+    entry = {"attempt": job.attempt, "at": datetime.now(UTC).isoformat(), "error": text}
     return Ended(job, decide(job, error, RetryPolicy(max_attempts=job.max_attempts), entry), 0.0, error)
 
 
 def describe(job: Job, error: BaseException) -> dict[str, Any]:
-    """An entry for the job's error history: bounded, and of text that any database takes."""
+    """Return an entry for the job's error history, of bounded size and in text that any database accepts."""
     entry = {
         "attempt": job.attempt,
         "at": datetime.now(UTC).isoformat(),
@@ -171,27 +174,31 @@ def describe(job: Job, error: BaseException) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """`ValueError: bad input`, whatever its `__str__` does."""
+    """Return `error` as one text, such as `ValueError: bad input`, even if its `__str__` raises."""
     try:
-        # A plain copy: what `__str__` returns may be of a class whose other methods are an ambush as well.
+        # A plain copy: `__str__` may return an instance of a subclass of str whose other methods raise as well.
         text = str.__str__(str(error))
     except BaseException as second:  # a __str__ is user code, and may even raise SystemExit
-        text = f"<its text cannot be had: {type(second).__name__}>"
+        text = f"<its text is not available: {type(second).__name__}>"
     if isinstance(error, Steer):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def clean(text: str, most: int) -> str:
-    """`text` without what PostgreSQL refuses (NUL, lone surrogates), cut in the middle to `most` characters."""
-    if len(text) > most:
-        text = f"{text[: most // 2]}\n… {len(text) - most} characters left out …\n{text[-(most // 2) :]}"
+def clean(text: str, max_length: int) -> str:
+    """Return `text` without characters that PostgreSQL rejects (NUL, lone surrogates).
+
+    A text longer than `max_length` characters is cut in the middle.
+    """
+    if len(text) > max_length:
+        half = max_length // 2
+        text = f"{text[:half]}\n… {len(text) - max_length} characters left out …\n{text[-half:]}"
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _traceback(error: BaseException) -> str:
     try:
-        # limit: the frames next to the error and next to the call; a cause chain is walked by the library itself.
+        # The limit keeps the 30 frames nearest to the error. The library follows the chain of causes itself.
         return "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-30))
     except BaseException as second:
-        return f"<its traceback cannot be had: {type(second).__name__}>"
+        return f"<its traceback is not available: {type(second).__name__}>"

@@ -1,4 +1,4 @@
-"""The little that differs when gevent has patched the process. The only module, beside the start, that knows gevent."""
+"""Support for processes that gevent has patched. Only this module and the program start use gevent."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ STARTED_OVER = "PGCRON_STARTED_OVER"
 
 
 def is_patched() -> bool:
-    """Are threads greenlets here?"""
+    """Return True if gevent has patched threads, so that they are greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     return bool(monkey and monkey.is_module_patched("threading"))
 
 
 def unpatched(module: ModuleType, name: str) -> Any:
-    """The function of `module` as it was before gevent patched it."""
+    """Return the function of `module` from before gevent patched it."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey.get_original(module.__name__, name) if monkey else getattr(module, name)
 
 
 def wake_outside_the_hub() -> Wake:
-    """A sleep for a thread outside the hub: its own event loop could lose the timer to an exception thrown in."""
+    """Return a `Wake` for a thread outside the hub.
+
+    It does not wait by an event loop of that thread, which could lose its timer to an exception thrown into the thread.
+    """
     return Wake(unpatched(select, "poll"))
 
 
 def start_outside_the_hub(run: Callable[[], None], name: str) -> None:
-    """Run `run` in a thread of the operating system, which no task that computes can hold up.
+    """Run `run` in a thread of the operating system, which a task that computes cannot delay.
 
-    Under gevent that is a thread of a pool of its own: threads started behind gevent's back have been seen to
-    deadlock while they set up.
+    Under gevent the thread belongs to a separate gevent thread pool: threads started without gevent have deadlocked
+    during their setup.
     """
     if is_patched():
         from gevent.threadpool import ThreadPool
@@ -51,7 +54,7 @@ def start_outside_the_hub(run: Callable[[], None], name: str) -> None:
 
 
 def ensure_patched() -> None:
-    """Go on if gevent has patched this process; else replace it by one that it has."""
+    """Return if gevent has patched this process; otherwise replace the process by a patched one."""
     started_over = os.environ.pop(STARTED_OVER, None)
     if not is_patched():
         _start_over_patched(started_over is not None)
@@ -68,7 +71,7 @@ def _start_over_patched(again: bool) -> NoReturn:
 
 
 def _patched_command(command: list[str]) -> list[str]:
-    """`script.py ...` or `-m module ...`, run by gevent's own starter."""
+    """Return the command that runs `script.py ...` or `-m module ...` under `gevent.monkey`."""
     flags: list[str] = []
     while command and command[0].startswith("-") and command[0] not in ("-m", "-c", "-"):
         flags += command[: 2 if command[0] in ("-X", "-W") else 1]

@@ -1,12 +1,13 @@
 """Heartbeats: sending this worker's, and watching those of the others.
 
-The heartbeat runs outside the gevent hub, on a connection of its own, and never logs or touches anything that a task
-could hold. It notes what it notices; the worker's loop reads the notes. A guard beside it ends statements that hang:
-those of the loop and its own.
+The heartbeat runs outside the gevent hub and on a separate connection. It never logs and takes no lock that a task
+could hold: it only sets attributes, which the worker's loop reads. A guard in another thread cuts off statements that
+hang, those of the loop and those of the heartbeat.
 
-A worker is dead when its beat, watched over one unbroken connection, has not changed for a whole lease. No wall clock
-is compared, neither the database's nor ours: the reaper measures on this process's monotonic clock. A clock that
-jumps, an outage in which no worker could beat, a reaper that was frozen: each only makes the watch begin again.
+A worker is dead when its heartbeat counter, read over one unbroken connection, has not changed for a whole lease. No
+wall clocks are compared, neither the database's nor ours: the reaper measures with this process's monotonic clock.
+After a jump of a clock, an outage in which no worker could send heartbeats, or a freeze of the reaper, the observation
+starts again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GUARD_SECONDS = 0.5
 
 
 class Heartbeat:
-    """Beats for one worker, three times a lease."""
+    """The heartbeat of one worker: three beats per lease."""
 
     def __init__(
         self,
@@ -37,21 +38,21 @@ class Heartbeat:
         lease_seconds: float,
         *,
         report: Callable[[], tuple[int, float, bool]],
-        tell: Callable[[], None],
+        wake_loop: Callable[[], None],
     ) -> None:
         self.worker = worker
         self.interval = lease_seconds / 3
-        # Notes for the worker's loop.
+        # State for the worker's loop to read.
         self.failure: BaseException | None = None
         self.is_refused = False
         self.trouble: str | None = None
-        # When the attempt began that ended with `trouble`.
+        # When the attempt started that ended with `trouble`.
         self.trouble_at = 0.0
         self.last_beat = monotonic()
         self.store: Store | None = None
         self._open_store = open_store
         self._report = report
-        self._tell = tell
+        self._wake_loop = wake_loop
         self._wake = gevent_support.wake_outside_the_hub()
         self._stopping = False
         self._stopped = False
@@ -59,21 +60,21 @@ class Heartbeat:
     def start(self) -> None:
         gevent_support.start_outside_the_hub(self._run, "pgcron-heartbeat")
 
-    def stop(self, patience: float = 2.0) -> None:
-        """Stop beating and close the connection; waits a moment for it."""
+    def stop(self, timeout: float = 2.0) -> None:
+        """Stop the heartbeat and close its connection. Wait for that up to `timeout` seconds."""
         self._stopping = True
         self._wake.ring()
-        deadline = monotonic() + patience
+        deadline = monotonic() + timeout
         while not self._stopped and monotonic() < deadline:
             time.sleep(0.005)
 
     @property
     def silence(self) -> float:
-        """Seconds since the last beat."""
+        """The seconds since the last beat."""
         return monotonic() - self.last_beat
 
-    def go_on_as(self, worker: uuid.UUID) -> None:
-        """Beat for a new identity, after the old one was declared dead."""
+    def continue_as(self, worker: uuid.UUID) -> None:
+        """Continue under a new worker id, after the old one was declared dead."""
         self.worker = worker
         self.is_refused = False
         self._wake.ring()
@@ -88,7 +89,7 @@ class Heartbeat:
                 self._wake.wait(max(0.0, beat_at - monotonic()))
         except BaseException as error:
             self.failure = error
-            self._tell()
+            self._wake_loop()
         finally:
             if self.store is not None:
                 self.store.close()
@@ -96,7 +97,7 @@ class Heartbeat:
             self._wake.close()
 
     def _beat(self) -> float:
-        """One beat. Returns seconds until the next."""
+        """Send one beat. Return the seconds until the next."""
         assert self.store is not None
         worker, began = self.worker, monotonic()
         running, idle_loop, stopping = self._report()
@@ -105,16 +106,16 @@ class Heartbeat:
                 self.last_beat, self.trouble = monotonic(), None
             elif worker == self.worker:
                 self.is_refused = True
-                self._tell()
+                self._wake_loop()
         except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch) as error:
             self.trouble_at, self.trouble = began, str(error)
-            # Sooner than usual: after an outage the reapers watch for one lease only.
+            # Sooner than usual: after an outage the reapers wait for one lease only.
             return min(1.0, self.interval)
         return self.interval
 
 
 class Guarded(Protocol):
-    """What sends statements, and can be told from another thread to end them."""
+    """An object that sends statements, and whose current statement can be ended from another thread."""
 
     @property
     def busy_seconds(self) -> float: ...
@@ -123,15 +124,15 @@ class Guarded(Protocol):
 
 
 class Guard:
-    """Ends statements that hang, from outside the hub: a server or a pooler that is frozen sends no error, ever.
+    """A thread outside the hub that cuts off hanging statements: a frozen server or pooler never sends an error.
 
-    It waits for no database, so each of its turns is a `pulse`: a sign that Python runs in this process.
+    It never waits for the database. So it calls `pulse` in each turn, to show that Python runs in this process.
     """
 
     def __init__(
         self, watched: Callable[[], Iterable[tuple[Guarded, float]]], pulse: Callable[[], None] = lambda: None
     ) -> None:
-        # A note for the worker's loop: what was thrown in last, by a task that throws into every thread.
+        # The last exception that a task threw into this thread, as into every thread. Read by the worker's loop.
         self.failure: BaseException | None = None
         self._watched = watched
         self._pulse = pulse
@@ -150,12 +151,12 @@ class Guard:
             try:
                 self._turn()
             except BaseException as error:
-                # It goes on: without pulses the watchdog would end a process that is well.
+                # Continue: without pulses the watchdog would end a healthy process.
                 self.failure = error
         self._wake.close()
 
     def _turn(self) -> None:
-        # First, so that an error that stays is met twice a second and no more often.
+        # Wait first, so that a permanent error is met only twice a second.
         self._wake.wait(GUARD_SECONDS)
         self._pulse()
         for guarded, seconds in self._watched():
@@ -164,7 +165,7 @@ class Guard:
 
 
 class Reaper:
-    """Watches every worker's beat but our own. Any number of reapers may work side by side."""
+    """An observer of the other workers' heartbeats. Any number of reapers may run at the same time."""
 
     def __init__(self, store: Store, lease_seconds: float, clock: Clock = monotonic) -> None:
         self.lease_seconds = lease_seconds
@@ -175,10 +176,10 @@ class Reaper:
         self._seen: dict[uuid.UUID, tuple[int, float]] = {}
 
     def step(self, me: uuid.UUID, pulses: Mapping[uuid.UUID, int]) -> list[Job]:
-        """Take every beat as it was just seen; bury whose has not moved, and return the jobs that were rescued."""
+        """Record the current heartbeats, reap workers that were silent for a lease, and return the rescued jobs."""
         now = self._clock()
         if self._store.generation != self._generation:
-            # The connection is a new one: for a while nobody could beat, or we could not see it.
+            # This is a new connection: there may have been a time without heartbeats, or without a view of them.
             self._seen.clear()
             self._generation = self._store.generation
         watched = {}

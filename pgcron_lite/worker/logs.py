@@ -1,7 +1,7 @@
-"""What log lines look like: text for people, logfmt and JSON for machines; one record is one entry, whatever it says.
+"""Log formats: text for people, logfmt and JSON for machines. One record is always one entry.
 
-Nothing here is used by a program that sets up logging itself. User text (names, errors, arguments) ends up in
-messages, so everything that could begin a new entry or steer a terminal is escaped.
+A program that configures logging itself uses nothing of this module. Messages contain user text (names, errors,
+arguments), so everything that could start a new entry or control a terminal is escaped.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ Format = Literal["text", "logfmt", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
-# What `reporting.fields` adds to a job's record, and `JobFilter` to others: the names dashboards are built on.
+# The fields that `reporting.fields` adds to a job's record and `JobFilter` to other records. Dashboards depend on these
+# names.
 FIELDS = ("event", "job_id", "task", "queue", "attempt", "outcome", "duration_s", "wait_s")
 
 
 def set_up(format: Format | None = None, level: str = "info", stream: TextIO | None = None) -> None:
-    """Send all logging to `stream` (standard output). Without a `format`, an app's own logging set-up is left alone."""
+    """Send all logging to `stream`, by default standard output. Without `format`, keep the app's own configuration."""
     root = logging.getLogger()
     if format is None and (root.handlers or logging.getLogger("pgcron_lite").handlers):
         return
     target = sys.stdout if stream is None else stream
     if target is None:
-        # Started with standard output closed. Nobody reads what this process says; its jobs run all the same.
+        # Started with standard output closed: log lines are dropped, and jobs run as usual.
         root.handlers[:] = [logging.NullHandler()]
         return
     if hasattr(target, "reconfigure"):
-        # A terminal that cannot show a character must not cost the line.
+        # A character that the terminal cannot show must not lose the whole line.
         target.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(target)
-    handler.setFormatter(formatter(format or usual_format(target), target))
+    handler.setFormatter(formatter(format or default_format(target), target))
     handler.addFilter(JobFilter())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
 
 
 def set_up_for_program(format: Format | None = None, level: str | None = None) -> None:
-    """Set up logging for a worker that runs inside a program: on standard error, as output is the program's own.
+    """Set up logging on standard error for a worker that runs inside a program: standard output is the program's.
 
-    What is not given comes from the variables that `pgcron worker` reads.
+    Defaults come from the environment variables that `pgcron worker` reads.
     """
     format = _chosen("log_format", "PGCRON_LOG_FORMAT", format, FORMATS)
     level = _chosen("log_level", "PGCRON_LOG_LEVEL", level and level.lower(), LEVELS)
@@ -59,7 +60,7 @@ def set_up_for_program(format: Format | None = None, level: str | None = None) -
 
 
 def _chosen(name: str, variable: str, given: Any, choices: tuple[Any, ...]) -> Any:
-    """One of `choices` as given in code or by a variable; None if neither says anything."""
+    """Return the value given in code or by the environment variable, one of `choices`; None if neither is set."""
     if given is not None and given not in choices:
         raise OptionError(f"{name}={given!r}: expected one of {', '.join(choices)}{near_miss(str(given), choices)}")
     found = os.environ.get(variable, "").lower() or None
@@ -68,13 +69,13 @@ def _chosen(name: str, variable: str, given: Any, choices: tuple[Any, ...]) -> A
     return given or found
 
 
-def usual_format(stream: TextIO) -> Format:
-    """Text where a person looks on, logfmt where a program does."""
+def default_format(stream: TextIO) -> Format:
+    """Return text for a terminal, logfmt otherwise."""
     return "text" if stream.isatty() else "logfmt"
 
 
 def formatter(format: Format, stream: TextIO | None = None) -> logging.Formatter:
-    # A dyno's log has times already.
+    # Heroku adds times to the log itself.
     has_times = not os.environ.get("DYNO")
     if format == "json":
         return JsonFormatter()
@@ -85,7 +86,7 @@ def formatter(format: Format, stream: TextIO | None = None) -> logging.Formatter
 
 
 class JobFilter(logging.Filter):
-    """Says in every record which job it comes from, if it comes from one."""
+    """A filter that adds the running job to each record logged within a job."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         here = running.get(None)
@@ -96,7 +97,7 @@ class JobFilter(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:30:01 warning  send_email#7 (attempt 2/5) failed in 0.2 s ...`; what follows a line break is indented."""
+    """`12:30:01 warning  send_email#7 (attempt 2/5) failed in 0.2 s ...`; lines after the first are indented."""
 
     COLOURS = ((logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "0"), (0, "2"))
 
@@ -114,12 +115,12 @@ class TextFormatter(logging.Formatter):
         return "\n".join([line, *(indented(text) for text in details(self, record))])
 
     def _time(self, record: logging.LogRecord) -> str:
-        # People think in their own time; a file is read by whoever, so it says which.
-        moment = datetime.fromtimestamp(record.created).astimezone()
-        return f"{moment:%H:%M:%S}" if self._is_short else moment.isoformat(timespec="milliseconds")
+        # A terminal shows local time. A log file may be read in another time zone, so its times have the offset.
+        time = datetime.fromtimestamp(record.created).astimezone()
+        return f"{time:%H:%M:%S}" if self._is_short else time.isoformat(timespec="milliseconds")
 
     def _job(self, record: logging.LogRecord) -> str:
-        """The job a task's own line comes from; the worker's lines about jobs name them already."""
+        """Return a prefix that names the job, for lines that a task logs. The worker's own lines already name it."""
         if not hasattr(record, "job_id") or getattr(record, "event", None) == "job":
             return ""
         return f"{escaped(str(getattr(record, 'task', '')))}#{record.job_id}: "
@@ -138,16 +139,16 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ts, at, logger, msg, the fields of a job, error."""
+    """One JSON object per line: ts, at, logger, msg, the fields of a job, error."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(dict(entries(self, record)), default=str)
 
 
 def entries(formatter: logging.Formatter, record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    """The names and values of a structured entry, in order."""
-    moment = datetime.fromtimestamp(record.created, UTC)
-    yield "ts", moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Yield the names and values of a structured entry, in order."""
+    time = datetime.fromtimestamp(record.created, UTC)
+    yield "ts", time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     yield "at", record.levelname.lower()
     yield "logger", record.name
     yield "msg", record.getMessage()
@@ -161,7 +162,7 @@ def entries(formatter: logging.Formatter, record: logging.LogRecord) -> Iterator
 
 
 def details(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
-    """The traceback and the stack that belong to a record."""
+    """Return the traceback and the stack of a record."""
     found = []
     if record.exc_info and record.exc_info[0] is not None:
         found.append(record.exc_text or formatter.formatException(record.exc_info))
@@ -171,7 +172,7 @@ def details(formatter: logging.Formatter, record: logging.LogRecord) -> list[str
 
 
 def escaped(text: str) -> str:
-    """`text` that can neither begin an entry of its own nor steer a terminal: further lines are indented."""
+    """Return `text` so that it can neither start a new entry nor control a terminal: further lines are indented."""
     if text.isprintable():
         return text
     return "\n    ".join("".join(map(spelled, line)) for line in text.split("\n"))
@@ -182,7 +183,7 @@ def indented(text: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as logfmt has it: bare if it is one plain word, else in quotes with everything special spelled out."""
+    """Return `value` in logfmt: bare if it is one plain word, otherwise quoted and escaped."""
     text = "true" if value is True else "false" if value is False else str(value)
     if text and re.fullmatch(r"[^\s\"=\\]+", text) and text.isprintable():
         return text
@@ -191,5 +192,5 @@ def quoted(value: Any) -> str:
 
 
 def spelled(character: str) -> str:
-    """A character as it may stand in a line: those that are not printable as Python writes them."""
+    """Return a printable character or a tab as it is, and any other as Python's escape sequence."""
     return character if character.isprintable() or character == "\t" else repr(character)[1:-1]

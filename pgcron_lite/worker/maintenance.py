@@ -1,7 +1,7 @@
 """Maintenance: the checks and log lines at the start of a worker, and what it does once a minute.
 
-Once a minute a worker checks that the schema still fits, prunes the history and names due tasks that it does not know.
-With each new connection it checks that the sequence of ids is ahead of the ids in use.
+Once a minute a worker checks that the schema still fits its version, prunes the history and logs due jobs of tasks that
+it does not know. With each new connection it checks that the sequence of ids is ahead of the ids in use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EVERY_SECONDS = 60.0
 
 
 class Maintenance:
-    """Each is done when it is time and left alone otherwise. Jittered, so that workers do not do them together."""
+    """Periodic work. Each method does nothing until it is due; the times are jittered to spread the workers' load."""
 
     def __init__(
         self,
@@ -44,21 +44,21 @@ class Maintenance:
         self._spread = spread
         self.check_at = clock() + EVERY_SECONDS
         self.prune_at = clock() + spread(0, EVERY_SECONDS)
-        self._complain_at = 0.0
+        self._warn_at = 0.0
         self._generation = -1
 
     def check_schema(self) -> None:
-        """Claim nothing from a schema that was changed under us and no longer works with this version."""
+        """Raise `SchemaMismatch` if the schema was changed and no longer works with this version."""
         if self._clock() >= self.check_at:
             self._store.check_schema()
             self.check_at = self._clock() + EVERY_SECONDS * self._spread(0.8, 1.2)
-            # A pooler keeps our connection when the server behind it is replaced, so the sequence may be another.
+            # A pooler keeps our connection when its server is replaced, so this may be the sequence of another server.
             self._generation = -1
 
     def prune(self) -> None:
-        """Delete what ended long ago, a batch at a time."""
+        """Delete old finished jobs, one batch at a time."""
         if self._clock() >= self.prune_at:
-            # Also if this is refused.
+            # Set before the statement, so that a refused one is not repeated at once.
             self.prune_at = self._clock() + EVERY_SECONDS
             gone = self._store.prune(self._app.settings.keep_done, self._app.settings.keep_failed)
             # A full batch means there is more.
@@ -66,18 +66,18 @@ class Maintenance:
             self.prune_at = self._clock() + pause
 
     def mend_sequence(self) -> None:
-        """Move the sequence of ids on if it is behind: another server may be at the end of a new connection."""
+        """Advance the sequence of ids if it is behind: a new connection may lead to another server."""
         if self._store.generation != self._generation:
             self._generation = self._store.generation
             if self._store.mend_sequence():
-                # By how much is moved at once is limited: again with the next turn, until nothing is left.
+                # One call advances it by a limited amount only: repeat in the next turn until it is no longer behind.
                 self._generation = -1
 
-    def complain(self) -> None:
-        """Say which jobs are due that no task of ours fits. They are left for a worker that knows them."""
-        if self._clock() < self._complain_at:
+    def warn_unknown_tasks(self) -> None:
+        """Log the due jobs of tasks that this worker does not know. They stay queued for a worker that does."""
+        if self._clock() < self._warn_at:
             return
-        self._complain_at = self._clock() + EVERY_SECONDS
+        self._warn_at = self._clock() + EVERY_SECONDS
         for name, count in self._store.waiting_tasks(self._queues).items():
             if name not in self._app.tasks:
                 logger.warning(
@@ -90,7 +90,7 @@ start_logger = logging.getLogger("pgcron_lite")
 
 # Pipes, up to four connections, an event loop for each thread that has one, and a few for tasks.
 MIN_FILES = 40
-# There may be thousands of schedules.
+# The maximum number of schedules to list in the log: an app may have thousands.
 MAX_NAMES = 20
 
 
@@ -111,7 +111,7 @@ def check_start(app: PgCron, store: Store) -> None:
 
 
 def log_start(app: PgCron, store: Store, card: WorkerCard, *, plans_ticks: bool = True) -> None:
-    """The first lines of a worker: everything one needs to know when something is wrong."""
+    """Log the first lines of a worker: the configuration that one needs to diagnose a problem."""
     what = "worker" if card.queues else "scheduler"
     start_logger.info("pgcron_lite %s, app %s, %s %s", card.version, app.name, what, str(card.id)[:8])
     start_logger.info("  database: %s", store.describe())

@@ -1,4 +1,4 @@
-"""Outcomes that wait to be written. Each stays here until the database has confirmed or rejected it."""
+"""Outcomes that wait to be written. Each is kept until the database has confirmed or rejected it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-# An outcome that the database refuses in every form is tried again after this: the cause may have been fixed.
+# An outcome that the database refuses in every form is tried again after this time: the cause may be fixed by then.
 REFUSED_SECONDS = 60.0
 JUST_NOW_SECONDS = 1.0
-# A task of which so many outcomes are refused is claimed no more until some of them are stored: each is a job that has
-# run and will run again if this process ends before. The jobs of the task that were claimed before may come on top.
+# A task with this many refused outcomes is not claimed until some of them are stored: each belongs to a job that has
+# run and will run again if this process ends first. Jobs of the task that were claimed earlier may exceed the limit.
 MAX_REFUSED = 20
 
 
 class Outcomes:
-    """The outcomes of jobs that are not written yet."""
+    """The outcomes that are not written yet."""
 
     def __init__(self, store: Store, clock: Clock = monotonic) -> None:
-        # Outcomes that cannot be stored in any form for now. Their jobs still count as running.
+        # Outcomes that currently cannot be stored in any form. Their jobs still count as running.
         self.refused: list[Ended] = []
-        # The tasks with `MAX_REFUSED` of these outcomes or more.
+        # The tasks with at least `MAX_REFUSED` of these outcomes.
         self.blocked_tasks: frozenset[str] = frozenset()
         self._store = store
         self._clock = clock
@@ -42,7 +42,7 @@ class Outcomes:
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing is to be written now."""
+        """True if no outcome waits to be written."""
         return not self._unwritten
 
     def retry_soon(self) -> None:
@@ -56,18 +56,18 @@ class Outcomes:
 
     @property
     def jobs(self) -> list[Job]:
-        """The jobs whose outcomes are to be written, now or when the database no longer refuses them."""
+        """The jobs whose outcomes wait to be written, including those that the database refuses for now."""
         return [each.job for each in [*self.refused, *self._unwritten]]
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """The outcomes that are to be written."""
+        """The outcomes to write, without those that the database refuses for now."""
         return [each.outcome for each in self._unwritten]
 
     def write(self, ended: Sequence[Ended]) -> list[tuple[Ended, bool]]:
-        """Write `ended` and what is left from before. Return each with True if the job was still ours.
+        """Write `ended` and the outcomes kept before. Return each with True if the job was still ours.
 
-        If the database is not available, everything is kept for the next call.
+        If the database is not available, all outcomes are kept for the next call.
         """
         self._unwritten += ended
         if self._clock() >= self._again_at:
@@ -84,7 +84,7 @@ class Outcomes:
         return self.close(settled)
 
     def close(self, settled: set[int]) -> list[tuple[Ended, bool]]:
-        """Forget them after a write that found the jobs in `settled` to be ours."""
+        """Drop the outcomes after a write that returned `settled`, the ids of the jobs that were ours."""
         written, self._unwritten = self._unwritten, []
         return [(each, each.job.id in settled) for each in written]
 
@@ -93,7 +93,7 @@ class Outcomes:
         try:
             return self._store.settle([hand_back(job, delay) for job in jobs]), []
         except DatabaseRefused as refusal:
-            logger.error("the database refuses to take some jobs back, handing them back one by one: %s", refusal)
+            logger.error("the database refused to hand back some jobs, handing them back one by one: %s", refusal)
         settled: set[int] = set()
         failed: list[Ended] = []
         for job in jobs:
@@ -123,8 +123,8 @@ class Outcomes:
                 except DatabaseRefused as second:
                     refused.append(each)
                     logger.error(
-                        "the database will store nothing about the end of %s, which ended as %s: %s. This is tried"
-                        " again in %g s and when this worker stops; until then the job counts as running",
+                        "the database refuses every outcome of %s, which ended as %s: %s. It is tried again"
+                        " in %g s and when this worker stops; until then the job counts as running",
                         each.job, each.outcome.state, second, REFUSED_SECONDS,
                     )  # fmt: skip
         self._set_aside(refused)
@@ -138,6 +138,6 @@ class Outcomes:
 
 
 def _failed(job: Job, error: DatabaseRefused, seconds: float = 0.0) -> Ended:
-    """The outcome that is stored in place of one that the database refuses."""
+    """Return a failure to store in place of an outcome that the database refuses."""
     assert job.claim is not None
     return Ended(job, Outcome(job.id, job.claim, "failed", error=describe(job, error)), seconds, error)

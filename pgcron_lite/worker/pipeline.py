@@ -1,6 +1,6 @@
 """Results of a pipelined settle + claim, decoded on demand.
 
-A busy worker decodes them while the database works on the next statements.
+A busy worker decodes them while the database executes the next pipeline.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .execute import Ended
 
 
 class PipelineResult:
-    """The outcomes that were written, and what was claimed, up to `limit` jobs, under the token `claim`."""
+    """The outcomes that were written, and up to `limit` jobs that were claimed with the token `claim`."""
 
     def __init__(
         self, claim: uuid.UUID, asked_at: float, limit: int, reply: PipelineReply, written: Sequence[tuple[Ended, bool]]
@@ -28,7 +28,7 @@ class PipelineResult:
 
     @property
     def count(self) -> int:
-        """How many jobs it has."""
+        """The number of jobs that were claimed."""
         return self._reply.count
 
     @cached_property
@@ -37,12 +37,12 @@ class PipelineResult:
 
     @property
     def is_full(self) -> bool:
-        """There is more where it came from."""
+        """True if the claim reached its limit, so that more jobs may be due."""
         return self.count == self.limit
 
     @property
     def is_plain(self) -> bool:
-        """Is nothing to be asked of the database about it?"""
+        """True if it can be processed without a query: it is full, and no job belongs to a schedule."""
         return self.is_full and not any(
             schedule.SCHEDULE in job.headers for job in [*self.jobs, *(each.job for each, _ in self.written)]
         )

@@ -1,10 +1,10 @@
-"""A worker process: start, one loop around one sleep, signals, grace, exit code.
+"""Worker process: start, one loop around one sleep, signals, grace, exit code.
 
-`run_worker` returns the exit code and leaves the process as it was; `exits.leave`, for the command line, ends it.
+`run_worker` returns the exit code and restores the process; `exits.leave`, for the command line, ends the process.
 
-A shutdown in order: the signal handler writes a byte; the sleep ends; the worker claims nothing more and hands back
-what has not begun; what runs may finish within the grace; the rest is handed back without costing an attempt; the
-worker leaves the table; the process ends with 0.
+An orderly shutdown: the signal handler writes a byte, which ends the sleep; the worker stops claiming and hands back
+the jobs that have not started; running jobs may finish within the grace; the rest is handed back without using up an
+attempt; the worker deletes its row; the process ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -57,18 +57,19 @@ logger = logging.getLogger("pgcron_lite")
 
 OK, FAILED, UNREACHABLE, MISFIT, FORCED = 0, 1, 69, 78, 130
 HANG_SECONDS = 20.0  # See `pg.bounded_connection` for what bounds the same wait elsewhere.
-# This many logins refused in a row, over some ten seconds, mean that the credentials have changed: the platform
-# restarts the process with the new ones. A drain ends after as many refused statements, over some five seconds.
+# After this many refused logins in a row, over some ten seconds, the credentials have probably changed: the process
+# exits, and the platform restarts it with the new ones. A drain ends after as many refused statements, over some five
+# seconds.
 MAX_REFUSALS = 8
-# How long the listener leaves its connection to a heartbeat that finds none.
+# How long the listener stays disconnected, to free its connection for a heartbeat that cannot connect.
 REST_SECONDS = 30.0
-# How long pings that are under way are waited for at the end.
+# How long to wait at the end for pings that are being sent.
 REPORT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker is run. What is not given comes from the app's settings."""
+    """Options of one worker, with the app's settings as defaults already applied."""
 
     queues: tuple[str, ...]
     slots: int
@@ -101,10 +102,11 @@ def run_worker(
     _check_end(max_seconds)
     _check_flags(gevent=gevent, drain=drain, fail_fast=fail_fast, scheduler=scheduler, jobs=jobs)
     if _ended_children:
-        # The program of the parent goes on, and starts what comes next. This one would start it once more for each.
-        logger.info("this worker process has ended; the process that started it goes on")
+        # This is a child, and the program calls run_worker() again. The parent runs that worker too: running it here
+        # as well would start it once more per child.
+        logger.info("this worker process has ended; the process that started it continues")
         return OK
-    with _the_only_worker(app):
+    with _only_worker(app):
         check_limits()
         if gevent:
             _ensure_patched()
@@ -128,18 +130,18 @@ def run_worker(
         worker = Process(app, options)
         code = worker.run()
         if options.status is not None:
-            options.status.has_ended(code, has_left=worker.has_left, is_over=worker.is_over)
+            options.status.report_end(code, has_left=worker.has_left, is_over=worker.is_over)
         if options.parent is not None:
             _ended_children.append(worker.options.id)
         return code
 
 
-# The worker of this process, if it was one of several under a parent, and has ended.
+# The worker of this process, if it ran under a supervisor and has ended.
 _ended_children: list[uuid.UUID] = []
 
 
-def _load_what_exits_need() -> None:
-    """Load the library that glibc needs to end a thread, while there is memory for it: without it an exit aborts."""
+def _preload_libgcc() -> None:
+    """Load the library that glibc needs to end threads. Without it an exit aborts, and later memory may be short."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")
 
@@ -150,22 +152,22 @@ def _check_flags(**flags: object) -> None:
             raise OptionError(f"{name}={value!r}: expected True or False")
 
 
-# The worker of this process, by its process id: a forked copy has none.
+# The worker of this process, by process id, so that a forked child counts as having none.
 _working: dict[int, tuple[str, str]] = {}
 
 
 @contextlib.contextmanager
-def _the_only_worker(app: PgCron) -> Iterator[None]:
+def _only_worker(app: PgCron) -> Iterator[None]:
     """Refuse a second worker in this process."""
     here = running.get(None)
     if here is not None:
         raise PgCronError(
             f"run_worker() was called inside a job, {here.job}, and a job cannot run a worker in its own process. To"
-            " have other jobs run, enqueue them with delay(); to have another worker, start `pgcron worker` as a"
-            " program of its own."
+            " run other jobs, enqueue them with delay(); to run another worker, start `pgcron worker` as a separate"
+            " program."
         )
     mine = (app.name, threading.current_thread().name)
-    # One operation, so that of two threads only one can succeed.
+    # A single operation, so that only one of two threads can succeed.
     first = _working.setdefault(os.getpid(), mine)
     if first is not mine:
         raise PgCronError(
@@ -194,15 +196,15 @@ def _check_end(max_seconds: object) -> None:
 
 
 class Process:
-    """One worker with its heartbeat and its doorbell, and the loop that turns it."""
+    """A worker with its heartbeat and its doorbell, and the loop that steps it."""
 
     def __init__(self, app: PgCron, options: WorkerOptions) -> None:
         self.app = app
         self.options = options
         self.exit_code = OK
-        # Whether it has drained its queues, or its time is over.
+        # True if it has drained its queues, or if `max_seconds` are over.
         self.is_over = False
-        # Whether it has left the table, after handing everything back.
+        # True if it has handed back all jobs and deleted its row.
         self.has_left = False
         self._owns_process = threading.current_thread() is threading.main_thread()
         self._streams = Streams()
@@ -211,22 +213,22 @@ class Process:
         self._signals = Signals(self._wake.ring)
         self._interrupts = 0
         self._deadline: float | None = None
-        # When `max_seconds` are over, the wait for a database included.
+        # The end of `max_seconds`, which include the wait for the database.
         self._ends: float | None = None
-        self._said_at = 0.0
-        self._heart_said: str | None = None
+        self._logged_at = 0.0
+        self._logged_trouble: str | None = None
         self._store: Store | None = None
         self._worker: Worker | None = None
         self._heartbeat: Heartbeat | None = None
         self._guard = Guard(self._watched, pulse=self._pulse)
-        # The identity to go on under, from the first try to take it until the database has confirmed it.
+        # The new id to continue under, from the first attempt to register it until the database has confirmed it.
         self._next_card: WorkerCard | None = None
 
     def run(self) -> int:
-        _load_what_exits_need()
+        _preload_libgcc()
         self._ends = None if self.options.max_seconds is None else monotonic() + self.options.max_seconds
-        self._signals.take()
-        self._streams.take()
+        self._signals.install()
+        self._streams.save()
         self._watchdog = self._start_watchdog()
         try:
             self._guard.start()
@@ -239,8 +241,8 @@ class Process:
             if self._watchdog is not None:
                 self._watchdog.close()
             self._guard.stop()
-            self._streams.give_back()
-            self._signals.give_back()
+            self._streams.close()
+            self._signals.restore()
             self._wake.close()
 
     # Starting
@@ -250,7 +252,7 @@ class Process:
             id=self.options.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            # Who only keeps schedules serves no queue, for whoever asks which of them are served.
+            # A process that only plans schedules lists no queues, so that it does not count as serving them.
             queues=self.options.queues if self.options.takes_jobs else (),
             slots=self.options.slots if self.options.takes_jobs else 1,
             mode="gevent" if gevent_support.is_patched() else "threads",
@@ -260,41 +262,41 @@ class Process:
 
     def _ready(self, store: Store, card: WorkerCard) -> bool:
         """Wait for the database, check its schema and environment label, and register the worker."""
-        pause, said, refused = 0.2, False, 0
+        pause, was_logged, refused = 0.2, False, 0
         while not self._signals:
             try:
                 check_start(self.app, store)
                 store.declare(self.app.name, card.generation or "", self.app._definitions)
                 if self.options.status is not None:
-                    self.options.status.works_as(card.id)
+                    self.options.status.set_worker_id(card.id)
                 store.register(card)
                 log_start(self.app, store, card, plans_ticks=self.options.plans_ticks)
             except DatabaseUnavailable as error:
                 if self.options.fail_fast:
                     raise
-                if not said:
+                if not was_logged:
                     logger.warning("waiting for the database: %s", error)
-                said = True
+                was_logged = True
                 refused = refused + 1 if isinstance(error, LoginRefused) else 0
                 if refused >= MAX_REFUSALS:
-                    return self._locked_out(str(error))
+                    return self._login_refused(str(error))
                 left = math.inf if self._ends is None else self._ends - monotonic()
                 if left <= 0:
-                    return self._never_there(error)
+                    return self._not_reached(error)
                 self._wake.wait(min(left, pause * random.uniform(0.5, 1.0)))
                 pause = min(pause * 2, MAX_PAUSE_REFUSED if refused else MAX_PAUSE)
             else:
                 return True
-        logger.info("stopped before the database was there")
+        logger.info("stopped before the database was available")
         return False
 
-    def _locked_out(self, why: str) -> bool:
-        logger.error("giving up, the database has refused the login %d times: %s", MAX_REFUSALS, why)
+    def _login_refused(self, why: str) -> bool:
+        logger.error("giving up: the database has refused the login %d times: %s", MAX_REFUSALS, why)
         self.exit_code = UNREACHABLE
         return False
 
-    def _never_there(self, why: DatabaseUnavailable) -> bool:
-        logger.error("%g s are over, and the database was not there: %s", self.options.max_seconds, why)
+    def _not_reached(self, why: DatabaseUnavailable) -> bool:
+        logger.error("the database was not available within %g s: %s", self.options.max_seconds, why)
         self.exit_code = UNREACHABLE
         return False
 
@@ -302,15 +304,15 @@ class Process:
         self.app._freeze("its worker is running")
         bell = store.open_bell(self._wake.ring)
         worker = self._worker = Worker(
-            self.app, store, card, bell=bell, tell=self._wake.ring,
+            self.app, store, card, bell=bell, wake_loop=self._wake.ring,
             takes_jobs=self.options.takes_jobs, plans_ticks=self.options.plans_ticks,
         )
         heartbeat = Heartbeat(
             lambda: self.app._open_store("pgcron heartbeat", size=1),
             card.id,
             self.app.settings.lease.total_seconds(),
-            report=self._condition,
-            tell=self._wake.ring,
+            report=self._report,
+            wake_loop=self._wake.ring,
         )
         self._heartbeat = heartbeat
         try:
@@ -325,18 +327,18 @@ class Process:
     # The loop
 
     def _loop(self, worker: Worker, heartbeat: Heartbeat) -> None:
-        """Call `worker.step()` until the worker is stopping and nothing runs any more, or the grace is over."""
+        """Call `worker.step()` until the worker is stopping and no job runs, or the grace is over."""
         while True:
-            # First of all: the worker logs what it writes, and whoever sees a job done may send a signal.
-            self._signals.keep()
-            self._streams.keep()
+            # Before the step, which writes outcomes and logs them: whoever sees a job done may send a signal at once.
+            self._signals.reinstall()
+            self._streams.repair()
             wait = worker.step()
-            self._heed(worker, heartbeat)
+            self._handle_events(worker, heartbeat)
             if self._ends is not None and monotonic() >= self._ends:
                 self.is_over = True
                 self._stop(worker, f"{self.options.max_seconds:g} s are over")
             if self.options.drain and not worker.stopping:
-                self._look_at_drain(worker)
+                self._check_drain(worker)
             if worker.stopping:
                 if worker.is_idle() or self._grace_is_over(worker):
                     return
@@ -346,69 +348,71 @@ class Process:
             self._sleep(worker, wait)
 
     def _sleep(self, worker: Worker, seconds: float) -> None:
-        # Who stops does not listen: what has been rung would end every sleep.
+        # A stopping worker does not read the doorbell, so pending notifications would end every sleep.
         fd = worker.bell.fileno() if worker.bell is not None and not worker.stopping else None
         self._wake.wait(seconds, () if fd is None else (fd,))
 
-    def _heed(self, worker: Worker, heartbeat: Heartbeat) -> None:
-        """Act on what signals, the heartbeat and the parent have noted."""
+    def _handle_events(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Handle signals, failures of the heartbeat and of the guard, and the end of the parent."""
         for number in self._signals:
-            self._heed_signal(worker, number)
+            self._handle_signal(worker, number)
         if heartbeat.failure is not None:
-            logger.error("the heartbeat stopped; finishing what runs, then ending", exc_info=heartbeat.failure)
+            logger.error("the heartbeat stopped; finishing running jobs, then exiting", exc_info=heartbeat.failure)
             heartbeat.failure = None
             self.exit_code = FAILED
-            self._stop(worker, "without a heartbeat its jobs would be taken for a dead worker's")
+            self._stop(worker, "without a heartbeat other workers take over its jobs")
         if self._guard.failure is not None:
-            logger.error("the guard of this worker's statements failed, and goes on", exc_info=self._guard.failure)
+            logger.error("the guard of this worker's statements failed and continues", exc_info=self._guard.failure)
             self._guard.failure = None
         if heartbeat.is_refused:
-            self._become_another(worker, heartbeat)
+            self._register_again(worker, heartbeat)
         if worker.refused_logins >= MAX_REFUSALS and not worker.stopping:
-            self._locked_out("the password was changed, or the role")
-            self._stop(worker, "no login")
-        self._hear_heart(worker, heartbeat)
+            self._login_refused("the password was changed, or the role")
+            self._stop(worker, "login refused")
+        self._check_heartbeat(worker, heartbeat)
         if self.options.parent not in (None, os.getppid()):
-            self._stop(worker, "the process that started this one is gone")
+            self._stop(worker, "the process that started this one has ended")
         if not self._owns_process and not threading.main_thread().is_alive():
             self._stop(worker, "the main thread of the program has ended")
 
-    def _hear_heart(self, worker: Worker, heartbeat: Heartbeat) -> None:
-        """Log if the heartbeat alone cannot reach the database, and give it the listener's connection."""
+    def _check_heartbeat(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Log a heartbeat that alone cannot reach the database, and free the listener's connection for it."""
         if heartbeat.trouble is None:
-            self._heart_said = None
-        elif self._heart_said is None and _fails_alone(worker, heartbeat):
-            self._heart_said = heartbeat.trouble
+            self._logged_trouble = None
+        elif self._logged_trouble is None and _fails_alone(worker, heartbeat):
+            self._logged_trouble = heartbeat.trouble
             logger.error(
-                "the heartbeat cannot beat, and without it this worker is taken for dead: %s", heartbeat.trouble
+                "the heartbeat cannot reach the database, and other workers will treat this one as dead: %s",
+                heartbeat.trouble,
             )
             if worker.bell is not None:
                 worker.bell.rest(REST_SECONDS)
 
-    def _become_another(self, worker: Worker, heartbeat: Heartbeat) -> None:
-        """Register under a new id: this worker was silent for a whole lease, and its jobs were given to others."""
+    def _register_again(self, worker: Worker, heartbeat: Heartbeat) -> None:
+        """Register under a new id: this worker was silent for a whole lease, and other workers got its jobs."""
         if self._next_card is None:
             logger.warning(
-                "this worker was silent for too long and has been declared dead; what it was running is dropped when it"
-                " ends, and it goes on under a new name"
+                "this worker was silent for too long and has been declared dead; the outcomes of its running jobs are"
+                " dropped, and it continues under a new id"
             )
-            # Chosen once. A try whose reply is lost may be committed later, and would take our jobs to another id.
+            # Chosen once. An attempt whose reply was lost may be committed later. With a different id in each attempt
+            # it would move our jobs to an id that we no longer use.
             self._next_card = replace(worker.card, id=uuid.uuid4())
         card = self._next_card
         try:
-            worker.become(card)
+            worker.register_as(card)
         except (DatabaseUnavailable, DatabaseRefused) as error:
-            logger.warning("the new name cannot be written down yet, trying again: %s", error)
-            return  # noted still; the next turn tries again
+            logger.warning("cannot register under the new id yet, trying again: %s", error)
+            return  # `is_refused` is still set, so the next turn tries again.
         self._next_card = None
-        heartbeat.go_on_as(card.id)
+        heartbeat.continue_as(card.id)
         if self.options.status is not None:
-            self.options.status.works_as(card.id)
+            self.options.status.set_worker_id(card.id)
 
     # Stopping
 
-    def _look_at_drain(self, worker: Worker) -> None:
-        """End a drain that is done, and one that cannot be done because the database refuses its statements."""
+    def _check_drain(self, worker: Worker) -> None:
+        """End a drain that is complete, or that cannot complete because the database refuses its statements."""
         if worker.refusals >= MAX_REFUSALS:
             logger.error("the drain ends unfinished, after %d refusals: %s", worker.refusals, worker.refusal)
             self.exit_code = FAILED
@@ -421,7 +425,7 @@ class Process:
         """Stop, with exit code FAILED if there are outcomes that the database refuses to store."""
         why = "nothing is due"
         if refused := worker.unstorable:
-            logger.error("the drain ends, and the outcomes of %s could not be stored", named(refused))
+            logger.error("the drain ends, but the outcomes of %s could not be stored", named(refused))
             if blocked := worker.blocked_tasks:
                 logger.error("for that reason not all jobs of %s were claimed", ", ".join(map(repr, blocked)))
             why = "the database refuses outcomes"
@@ -429,14 +433,14 @@ class Process:
         self.is_over = True
         self._stop(worker, why)
 
-    def _heed_signal(self, worker: Worker, number: int) -> None:
+    def _handle_signal(self, worker: Worker, number: int) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
                 self.exit_code = FORCED
                 self._deadline = 0.0
                 return
-        # A platform may send SIGTERM to every process and several times: more of them mean nothing more.
+        # Repeated SIGTERMs change nothing: a platform may send it to every process, and several times.
         hint = " Ctrl-C again hands it back now." if number == signal.SIGINT and worker.running else ""
         self._stop(worker, signal.Signals(number).name, hint)
 
@@ -456,19 +460,19 @@ class Process:
         now = monotonic()
         if self._deadline is not None and now >= self._deadline:
             return True
-        if now - self._said_at >= 5.0:
-            self._said_at = now
+        if now - self._logged_at >= 5.0:
+            self._logged_at = now
             logger.info("still running: %s", ", ".join(str(job) for job in list(worker.running.values())[:5]))
         return False
 
     def _leave(self, worker: Worker, bell: Bell | None) -> None:
-        """Hand back what is left, delete the worker's row, close everything."""
+        """Hand back the remaining jobs, delete the worker's row, close everything."""
         try:
             left = worker.release()
             refused = worker.unstorable
             for job in left:
                 if job in refused:
-                    logger.error("%s ended, and its outcome could not be stored; it runs again", job)
+                    logger.error("%s ended, but its outcome could not be stored; it runs again", job)
                 else:
                     logger.warning("%s did not end within the grace; it is handed back and runs again", job)
             worker.store.forget(worker.id)
@@ -476,9 +480,9 @@ class Process:
             if left:
                 worker.store.ring()
         except PgCronError as error:
-            logger.warning("could not hand back: %s. A living worker rescues it.", error)
+            logger.warning("could not hand back jobs: %s. Another worker will rescue them.", error)
         if worker.slots.busy and "pgcron_lite.contrib.crontab.shell" in sys.modules:
-            # Their jobs run again elsewhere, and these commands would run beside them.
+            # Their jobs run again elsewhere, and these commands would run at the same time.
             sys.modules["pgcron_lite.contrib.crontab.shell"].kill_running()
         worker.slots.close()
         worker.scheduler.close(REPORT_SECONDS)
@@ -493,9 +497,9 @@ class Process:
     # Watching
 
     def _start_watchdog(self) -> Watchdog | None:
-        """Have this process ended when it can run no Python for longer than a lease.
+        """Start the watchdog, which ends this process if it runs no Python for longer than a lease.
 
-        Only where the process is the worker's: elsewhere it is not ours to end.
+        Only if the worker runs in the main thread: otherwise the process belongs to another program.
         """
         settings = self.app.settings
         if not self._owns_process or not settings.hang_exit or settings.is_memory:
@@ -511,35 +515,37 @@ class Process:
         if self._watchdog is not None:
             self._watchdog.pulse()
 
-    def _condition(self) -> tuple[int, float, bool]:
-        """The condition of this worker, which the heartbeat writes into its row."""
+    def _report(self) -> tuple[int, float, bool]:
+        """Return the state of this worker that the heartbeat writes into its row."""
         worker = self._worker
         if worker is None:
             return 0, 0.0, False
         return worker.slots.busy, monotonic() - worker.turned_at, worker.stopping
 
     def _watched(self) -> Iterator[tuple[Guarded, float]]:
-        """Yield what the guard watches, each with the seconds that its statements may take."""
+        """Yield the objects that the guard watches, each with the limit in seconds for its statements."""
         if self._store is not None:
             yield self._store, HANG_SECONDS
         if self._worker is not None and self._worker.bell is not None:
             yield self._worker.bell, HANG_SECONDS
         heartbeat = self._heartbeat
         if heartbeat is not None and heartbeat.store is not None:
-            # Half an interval leaves time to connect and beat again before the lease is over.
+            # Half an interval leaves time to reconnect and send a heartbeat before the lease is over.
             yield heartbeat.store, max(heartbeat.interval / 2, 1.0)
 
 
 def _fails_alone(worker: Worker, heartbeat: Heartbeat) -> bool:
     """Return True if the heartbeat has been silent for too long while the loop reaches the database."""
-    # After an outage the loop is often the first to be back, by less than a second.
-    return worker.is_well and heartbeat.trouble_at > worker.well_since and heartbeat.silence > heartbeat.interval * 1.5
+    # After an outage the loop often reconnects before the heartbeat, by less than a second.
+    if not worker.is_healthy or heartbeat.trouble_at <= worker.healthy_since:
+        return False
+    return heartbeat.silence > heartbeat.interval * 1.5
 
 
 def _is_drained(worker: Worker) -> bool:
     try:
         return worker.drained()
     except (DatabaseUnavailable, DatabaseRefused, SchemaMismatch):
-        # The next turn meets the same, and says so.
-        worker.look_soon()
+        # The next turn meets the same error, and logs it.
+        worker.claim_soon()
         return False

@@ -1,6 +1,6 @@
-"""What a worker says about its jobs: one log line for each when it ends, and the events.
+"""Reports about jobs: one log line when a job ends, and the events.
 
-Both come after the row was written, never before: what is said has happened.
+Both are sent after the row was written, never before, so that they are true.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ logger = logging.getLogger("pgcron_lite.jobs")
 
 
 class Reporter:
-    """Tells the log and the app's receivers what became of jobs, and counts what was lost."""
+    """Logs the outcomes of jobs, sends the events, and counts lost outcomes."""
 
     def __init__(self, events: Events) -> None:
         self.lost = 0
         self._events = events
 
     def ended(self, ended: Ended, *, was_ours: bool) -> None:
-        """A slot is through with a job, and its outcome has been written, or refused as not ours."""
+        """Report a job whose outcome was written, or was dropped because the job was no longer ours."""
         job, outcome = ended.job, ended.outcome
         if not was_ours:
             return self._lost(ended)
@@ -31,7 +31,7 @@ class Reporter:
             self._log(logging.INFO, ended, "done", "%s done in %.3f s", job, ended.seconds)
             self._events.send("job_done", job=job, seconds=ended.seconds)
         elif not ended.begun:
-            # Nothing has happened to it yet: its line and its events come when it has run.
+            # The job has not run yet. Its log line and its events follow when it has.
             self._log(logging.DEBUG, ended, "waiting", "%s waits for the run before it", job)
         elif outcome.state == "queued" and outcome.gives_back:
             self._log(logging.INFO, ended, "snoozed", "%s snoozed for %.1f s", job, outcome.delay or 0)
@@ -40,8 +40,8 @@ class Reporter:
             self._retrying(ended)
         elif outcome.state == "cancelled":
             reason = str(outcome.error and outcome.error["error"])
-            who = "%s was %s" if ended.error is None else "%s cancelled itself: %s"
-            self._log(logging.INFO, ended, "cancelled", who, job, one_log_line(reason))
+            message_format = "%s was %s" if ended.error is None else "%s cancelled itself: %s"
+            self._log(logging.INFO, ended, "cancelled", message_format, job, one_log_line(reason))
             self._events.send("job_cancelled", job=job, seconds=ended.seconds, reason=reason)
         else:
             self._failed(ended)
@@ -51,12 +51,12 @@ class Reporter:
         self._events.send("job_released", job=job)
 
     def rescued(self, job: Job) -> None:
-        """A job that a dead worker held."""
+        """Report a job that was reclaimed from a dead worker."""
         if job.state == "failed":
             logger.error("%s failed: %s", job, job.error, extra=fields(job, "failed"))
             self._events.send("job_failed", job=job, seconds=0.0, error=None)
         else:
-            logger.warning("%s rescued from a dead worker, to be run alone", job, extra=fields(job, "rescued"))
+            logger.warning("%s rescued from a dead worker, to be run isolated", job, extra=fields(job, "rescued"))
             self._events.send("job_rescued", job=job)
 
     def _retrying(self, ended: Ended) -> None:
@@ -80,7 +80,7 @@ class Reporter:
         self.lost += 1
         self._log(
             logging.WARNING, ended, "lost",
-            "%s ended as %s after %.3f s, but was no longer this worker's; that is dropped",
+            "%s ended as %s after %.3f s, but was no longer this worker's; the outcome is dropped",
             ended.job, ended.outcome.state, ended.seconds,
         )
         self._events.send("job_lost", job=ended.job)
@@ -95,14 +95,14 @@ class Reporter:
             return
         exc_info = type(ended.error), ended.error, ended.error.__traceback__
         record = logger.makeRecord(logger.name, level, __file__, 0, message, args, exc_info, "_log", extra)
-        # The exception is the user's, and to write it out may raise, never end or fill the memory. The text that is
-        # kept in the job's row is safe and bounded; handlers use it instead of making their own.
+        # Formatting the user's exception may raise, never end or fill the memory. The text in the job's row is safe and
+        # bounded; handlers use it instead of formatting the exception themselves.
         record.exc_text = traceback.rstrip("\n")
         logger.handle(record)
 
 
 def fields(job: Job, outcome: str, seconds: float | None = None) -> dict[str, Any]:
-    """What structured log formats print: the names are fixed, dashboards are built on them."""
+    """Return the fields for structured log formats. Dashboards depend on the names, so they do not change."""
     waited = (job.claimed_at - job.execute_after).total_seconds() if job.claimed_at else None
     return {
         "event": "job",
@@ -117,7 +117,7 @@ def fields(job: Job, outcome: str, seconds: float | None = None) -> dict[str, An
 
 
 def one_log_line(text: str) -> str:
-    """User text as one printable line: line breaks and terminal codes in it must not forge log lines."""
+    """Return user text as one printable line: its line breaks and terminal codes must not forge log lines."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:500])
 
 

@@ -1,7 +1,7 @@
-"""The scheduler: has ticks decided when it is time, lets their jobs in or not, and says what is missed.
+"""The scheduler: plans due ticks, admits or rejects their jobs, and reports missed ticks.
 
-It lives in every worker. Any number may run at once: whoever comes first does the work, and what two do at the same
-time is written once. Nothing rests on one of them being the leader, or on its being awake at the moment of a tick.
+Every worker has one, and any number may run at once. The first one does the work, and what two do at the same time is
+written once. There is no leader, and no scheduler has to be awake at the time of a tick.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ T = TypeVar("T")
 
 logger = logging.getLogger("pgcron_lite.schedules")
 
-# When somebody else is deciding ticks, look again after this; and stop giving way when it has taken them so long:
-# who holds the lock may be no scheduler at all.
-OTHERS_TURN_SECONDS, MAX_OTHERS_TURNS = 1.0, 8
+# If another session holds the planning lock, try again after this time. After `MAX_YIELDS` tries plan without the lock:
+# its holder may be something other than a scheduler.
+YIELD_SECONDS, MAX_YIELDS = 1.0, 8
 PRUNE_SECONDS = 600.0
-# What a planner takes at once; if there is that much, there is more. A worker has jobs to begin in between.
+# The number of schedules to plan at once. A full batch means that there are more, but between two batches the worker
+# claims jobs.
 BATCH = 20
 
 
 class Scheduler:
-    """One worker's part in keeping the schedules."""
+    """The scheduler of one worker."""
 
     def __init__(
         self, app: PgCron, store: Store, *, plans: bool = True, clock: Clock = monotonic, pings: Pings | None = None
     ) -> None:
         self.due_at = math.inf
-        # In how many seconds the first job that the last step has made is due.
+        # The seconds until the first job that the last step has inserted is due.
         self.first_in = math.inf
         self._app = app
         self._store = store
@@ -56,138 +57,141 @@ class Scheduler:
         self._pings = Pings() if pings is None else pings
         self._prune_at = clock() + PRUNE_SECONDS
         self._troubled: dict[str, str] = {}
-        self._others_turns, self._batch = 0, BATCH
+        self._yields, self._batch = 0, BATCH
 
-    def heed(self, look: Look) -> None:
-        """Act on what a look at the table has shown."""
+    def apply(self, look: Look) -> None:
+        """Take over the deadlines of a poll, and check runs and alarms if it says so."""
         if self._plans and look.plan_in is not None:
             self.due_at = self._clock() + max(0.0, look.plan_in)
         if look.ticks_want_watching:
-            self._bearing(self._watch, None)
+            self._try(self._watch, None)
 
     def step(self) -> bool:
-        """Have ticks decided. True if that made jobs; the first is due in `first_in` seconds."""
+        """Plan due ticks. Return True if that inserted jobs; the first is due in `first_in` seconds."""
         self.due_at = self.first_in = math.inf
         if self._plan() is None:
             return False
-        changes: list[Change] = self._bearing(self._store.reconcile, [])
+        changes: list[Change] = self._try(self._store.reconcile, [])
         for change in changes:
-            _say(change)
+            _log_change(change)
         if changes:
-            # What has just been declared. Before that, all was decided as it was declared at the time.
+            # Plan the changed declarations. The first call has decided all earlier ticks by the old ones.
             self._plan()
         return self.first_in < math.inf
 
     def admit(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Ended]]:
-        """Those that may begin, and what becomes of the others: jobs of ticks may come too late, or too early."""
+        """Return the jobs that may begin, and the outcomes of the others: a tick's job may be too late or too early."""
         of_ticks = [job for job in jobs if SCHEDULE in job.headers]
         if not of_ticks:
             return list(jobs), []
         if self._plans and any(_is_late(job) for job in of_ticks):
-            # There may have been later ticks meanwhile, one of which stands for it.
+            # Plan first: there may be later ticks by now, one of which replaces it.
             while self._plan() and self.due_at == 0.0:
                 pass
         admissions = self._admissions([job.id for job in of_ticks])
-        let_in, turned_away = [], []
+        admitted, rejected = [], []
         for job in jobs:
             admission = admissions.get(job.id)
             if admission is None:
-                # Anybody who may enqueue can write headers. Only the rows of ticks say which job is a schedule's run.
-                let_in.append(_of_no_tick(job))
+                # Everyone who may enqueue can write headers. Only a tick's row proves that a job is a schedule's run.
+                admitted.append(_of_no_tick(job))
             elif admission.refusal is not None:
-                turned_away.append(_refused(job, admission.refusal))
+                rejected.append(_refused(job, admission.refusal))
             elif admission.wait is not None:
-                turned_away.append(Ended(job, hand_back(job, admission.wait), 0.0, begun=False))
+                rejected.append(Ended(job, hand_back(job, admission.wait), 0.0, begun=False))
             else:
-                let_in.append(self._let_in(job, admission))
-        return let_in, turned_away
+                admitted.append(self._admitted(job, admission))
+        return admitted, rejected
 
     def written(self, ended: Sequence[Ended]) -> bool:
-        """These outcomes are written: note with their ticks which have ended. True if a run that waited is due now."""
+        """Close the ticks of the written outcomes. Return True if a run that waited for one of them is due now."""
         of_ticks = [each for each in ended if SCHEDULE in each.job.headers]
         over = [each.job.id for each in of_ticks if each.outcome.state != "queued"]
         if over:
-            closings: list[Closing] = self._bearing(partial(self._store.close_ticks, over), [])
+            closings: list[Closing] = self._try(partial(self._store.close_ticks, over), [])
             if self._plans and any(closing.goes_on for closing in closings):
                 self.due_at = 0.0
-            self._noted(closings)
+            self._report_closings(closings)
         moved = over + [each.job.id for each in of_ticks if not each.begun]
-        if not moved or not self._bearing(partial(self._store.release, moved), False):
+        if not moved or not self._try(partial(self._store.release, moved), False):
             return False
-        # It may be of a queue that other workers serve.
+        # That run may belong to a queue of other workers.
         self._store.ring()
         return True
 
     def close(self, seconds: float) -> None:
-        """Wait at most so long for reports that are on their way."""
+        """Wait up to `seconds` for the pings that are being sent."""
         self._pings.close(seconds)
 
     def _admissions(self, job_ids: list[int]) -> dict[int, Admission]:
         try:
             return self._store.admit(job_ids)
         except DatabaseRefused:
-            # The schedule of one of them is broken. It breaks alone, and its run, which was decided before, begins.
+            # One of the schedules is broken. Only that one must fail, and its run, which was planned before, begins.
             found: dict[int, Admission] = {}
             for job_id in job_ids:
                 nothing_known = {job_id: Admission()}
-                found |= self._bearing(partial(self._store.admit, [job_id]), nothing_known)
+                found |= self._try(partial(self._store.admit, [job_id]), nothing_known)
             return found
 
-    def _bearing(self, do: Callable[[], T], otherwise: T) -> T:
-        """What `do` brings; a schedule that somebody has edited into nonsense ends no worker."""
+    def _try(self, do: Callable[[], T], default: T) -> T:
+        """Return the result of `do`, or `default` if the database refuses it.
+
+        A schedule that was edited into something invalid must not end a worker.
+        """
         try:
             return do()
         except DatabaseRefused as error:
-            logger.error("the database refuses something about schedules; is one edited by hand? %s", error)
-            return otherwise
+            logger.error("the database refused a statement about schedules; was one edited by hand? %s", error)
+            return default
 
     def _plan(self) -> list[Move] | None:
-        """One batch; there are jobs to be claimed between two of them. None: it is others' turn."""
-        judged: list[Entry] = []
-        judged_at = datetime.min
+        """Plan one batch of schedules. Return None if another scheduler is planning."""
+        decided: list[Entry] = []
+        decided_at = datetime.min
 
         def decide(entry: Entry, now: datetime) -> Move:
-            nonlocal judged_at
-            judged.append(entry)
-            judged_at = now
+            nonlocal decided_at
+            decided.append(entry)
+            decided_at = now
             return ticks.decide(entry, now)
 
         try:
-            gives_way = self._others_turns < MAX_OTHERS_TURNS
+            gives_way = self._yields < MAX_YIELDS
             moves = self._store.plan(decide, limit=self._batch, gives_way=gives_way)
         except DatabaseRefused as error:
-            # Something in one of them cannot be stored: go one by one, and leave that one out.
-            if len(judged) == 1:
-                self._set_aside(judged[0].name, str(error))
+            # A tick of one of the schedules cannot be stored: continue with one at a time, and set that one aside.
+            if len(decided) == 1:
+                self._set_aside(decided[0].name, str(error))
             self._batch, self.due_at = 1, 0.0
             return []
         if moves is None:
-            self._others_turns += 1
-            self.due_at = self._clock() + OTHERS_TURN_SECONDS
+            self._yields += 1
+            self.due_at = self._clock() + YIELD_SECONDS
             return None
-        self._others_turns = 0
-        if len(judged) == self._batch:
+        self._yields = 0
+        if len(decided) == self._batch:
             self.due_at = 0.0
         else:
             self._batch = BATCH
         for move in moves:
-            self._look_at(move)
+            self._report_move(move)
         due = [tick.due_at for move in moves for tick in move.ticks if tick.job is not None]
         if due:
-            self.first_in = min(self.first_in, max(0.0, (min(due) - judged_at).total_seconds()))
+            self.first_in = min(self.first_in, max(0.0, (min(due) - decided_at).total_seconds()))
         return moves
 
     def _set_aside(self, name: str, trouble: str) -> None:
-        """A schedule whose ticks the database refuses: others are not to wait behind it."""
-        moves: list[Move] | None = self._bearing(
+        """Postpone a schedule whose ticks the database refuses, so that the others are not delayed."""
+        moves: list[Move] | None = self._try(
             lambda: self._store.plan(lambda entry, now: ticks.stuck(entry, now, trouble), name), None
         )
         for move in moves or ():
-            self._look_at(move)
+            self._report_move(move)
 
-    def _look_at(self, move: Move) -> None:
+    def _report_move(self, move: Move) -> None:
         if move.trouble is not None and self._troubled.get(move.name) != move.trouble:
-            logger.error("schedule %s is stuck, and tried again each minute: %s", move.name, move.trouble)
+            logger.error("schedule %s is stuck and retried every minute: %s", move.name, move.trouble)
         if move.trouble is not None:
             self._troubled[move.name] = move.trouble
         else:
@@ -199,39 +203,39 @@ class Scheduler:
         if move.missed is not None and self._raises_alarm(move.name, move.missed):
             self._missed(move.name, move.missed)
 
-    def _let_in(self, job: Job, admission: Admission) -> Job:
+    def _admitted(self, job: Job, admission: Admission) -> Job:
         schedule, tick = job.headers[SCHEDULE], _tick_of(job)
         if job.attempt == 1:
             if admission.ping:
                 self._pings.send(admission.ping, "start", f"{schedule}, tick of {in_utc(tick)}")
             if admission.is_late and self._raises_alarm(schedule, tick):
                 self._missed(schedule, tick)
-        told = {CAUGHT_UP: "yes"} if admission.is_late or admission.kind == "backfill" else {}
+        headers = {CAUGHT_UP: "yes"} if admission.is_late or admission.kind == "backfill" else {}
         if admission.previous is not None:
-            told[PREVIOUS] = admission.previous.isoformat()
-        return job.changed(headers={**job.headers, **told}) if told else job
+            headers[PREVIOUS] = admission.previous.isoformat()
+        return job.changed(headers={**job.headers, **headers}) if headers else job
 
     def _watch(self) -> None:
         closings, alarms = self._store.watch()
-        self._noted(closings)
+        self._report_closings(closings)
         for alarm in alarms:
             if alarm.kind == "missed":
                 self._missed(alarm.schedule, alarm.tick)
                 continue
-            logger.error("schedule %s: the run of %s is still going on", alarm.schedule, in_utc(alarm.tick))
+            logger.error("schedule %s: the run of %s is still running", alarm.schedule, in_utc(alarm.tick))
             self._app.events.send("schedule_late", schedule=alarm.schedule, tick=alarm.tick, job_id=alarm.job_id)
         if self._clock() >= self._prune_at:
             gone = self._store.prune_ticks(self._app.settings.keep_failed)
             self._prune_at = self._clock() + (1.0 if gone >= 1000 else PRUNE_SECONDS)
 
     def _raises_alarm(self, schedule: str, tick: datetime) -> bool:
-        return self._bearing(lambda: self._store.raise_alarm(schedule, tick), False)
+        return self._try(lambda: self._store.raise_alarm(schedule, tick), False)
 
     def _missed(self, schedule: str, tick: datetime) -> None:
         logger.error("schedule %s missed its tick of %s", schedule, in_utc(tick))
         self._app.events.send("schedule_missed", schedule=schedule, tick=tick)
 
-    def _noted(self, closings: Sequence[Closing]) -> None:
+    def _report_closings(self, closings: Sequence[Closing]) -> None:
         for closing in closings:
             if closing.ping:
                 took = "" if closing.seconds is None else f" after {timedelta(seconds=round(closing.seconds, 3))}"
@@ -245,7 +249,7 @@ class Scheduler:
 
 
 def _of_no_tick(job: Job) -> Job:
-    """The job without the headers that only the jobs of ticks have."""
+    """Return `job` without the headers that only jobs of ticks may have."""
     if SCHEDULE not in job.headers:
         return job
     return job.changed(headers={name: text for name, text in job.headers.items() if name not in OF_TICKS})
@@ -263,19 +267,19 @@ def _tick_of(job: Job) -> datetime:
 
 
 def _refused(job: Job, reason: str) -> Ended:
-    """The job of a tick that is not to run."""
+    """Return the outcome of a tick's job that must not run."""
     assert job.claim is not None
     entry = describe(job, Cancel(f"skipped: {reason}"))
     return Ended(job, Outcome(job.id, job.claim, "cancelled", error=entry), 0.0)
 
 
-def _say(change: Change) -> None:
+def _log_change(change: Change) -> None:
     if change.what == "taken":
-        logger.error("schedule %s is declared in code, but one made at run time has that name: it is left as it is."
-                     " Remove it, and the declared one is in force; or give that another name=...",
+        logger.error("schedule %s is declared in code, but a schedule created at run time has that name and stays in"
+                     " force. Remove it to put the declared one in force, or give that another name=...",
                      change.name)  # fmt: skip
     else:
         logger.info("schedule %s %s", change.name, {
-            "new": "is new", "changed": "was changed", "started": "asks for a run, as its code has come to life",
-            "retired": "is declared by nobody's code any more, and retired",
+            "new": "is new", "changed": "was changed", "started": "runs once now, because its code was started",
+            "retired": "was retired, because no code declares it any more",
         }[change.what])  # fmt: skip

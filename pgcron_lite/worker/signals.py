@@ -1,9 +1,9 @@
-"""Signals of a worker process: noted by a handler that does nothing else, heeded by the loop."""
+"""Signals of a worker process: recorded by a minimal handler, handled by the loop."""
 
 from __future__ import annotations
 
-# The C part of `signal`, whose Python part converts each value to an enum and back. The loop installs its handlers in
-# every turn, and that conversion cost ten times the calls.
+# The C part of `signal`. Its Python part converts each value to an enum and back, which cost ten times as much as the
+# calls, and the loop installs its handlers in every turn.
 import _signal  # type: ignore[import-not-found]
 import collections
 import os
@@ -16,65 +16,65 @@ from typing import Any
 
 
 class Signals:
-    """SIGTERM, SIGHUP and SIGINT for as long as they are taken. Outside the main thread nothing is taken."""
+    """The pending SIGTERM, SIGHUP and SIGINT signals of a worker. Handlers are installed only in the main thread."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
-        self._noted: collections.deque[int] = collections.deque()
+    def __init__(self, wake_loop: Callable[[], None]) -> None:
+        self._wake_loop = wake_loop
+        self._pending: collections.deque[int] = collections.deque()
         self._before: dict[int, Any] = {}
-        # One object: a bound method is a new one each time it is named.
+        # One object: every access to a bound method creates a new one.
         self._handler = self._note
-        _taken.add(self)
+        _installed.add(self)
 
     def __bool__(self) -> bool:
-        """Is there one that has not been heeded?"""
-        return bool(self._noted)
+        """Return True if a signal has not been handled yet."""
+        return bool(self._pending)
 
     def __iter__(self) -> Iterator[int]:
-        """Take what was noted, in order."""
-        while self._noted:
-            yield self._noted.popleft()
+        """Remove and yield the recorded signals, in order."""
+        while self._pending:
+            yield self._pending.popleft()
 
-    def take(self) -> None:
+    def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
                 self._before[number] = signal.signal(number, self._handler)
 
-    def keep(self) -> None:
+    def reinstall(self) -> None:
         """Install the handlers again: a task may have replaced, ignored or blocked the signals."""
         if not self._before:
             return
-        # Without asking whether it is necessary: getsignal() does not show what C code has installed.
+        # Unconditionally: getsignal() does not show handlers that C code has installed.
         for number in self._before:
             _signal.signal(number, self._handler)
         _signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         for number, handler in self._before.items():
-            # None: a handler that was not installed by Python, and cannot be put back by it.
+            # None: a handler that was not installed by Python, and that Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Nothing else: no logging, no locks, no database. The loop does the rest.
-        self._noted.append(number)
-        self._tell()
+        self._pending.append(number)
+        self._wake_loop()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that tell a process to stop. A SIGHUP that is ignored stays ignored: that is what `nohup` is for."""
+    """Return the signals that stop a process. An ignored SIGHUP stays ignored, as `nohup` requires."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return signal.SIGTERM, signal.SIGINT
     return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-_taken: weakref.WeakSet[Signals] = weakref.WeakSet()
+_installed: weakref.WeakSet[Signals] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """In a child that a task has forked: a signal to it is not one to the worker, and may end it."""
-    for signals in list(_taken):
-        signals.give_back()
+    """Restore the handlers in a child that a task has forked: a signal to the child must not stop the worker."""
+    for signals in list(_installed):
+        signals.restore()
 
 
 os.register_at_fork(after_in_child=_after_fork)

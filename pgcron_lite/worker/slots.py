@@ -1,7 +1,7 @@
-"""The places where jobs run: a number of resident threads that take claimed jobs from one queue.
+"""Slots: a fixed number of threads that run claimed jobs from one queue.
 
-In a process that gevent has patched the same threads are greenlets. They are started as they are needed, never one
-per job, and never die of what a job does.
+In a process that gevent has patched these threads are greenlets. They are started when needed and reused for many jobs.
+An exception in a job does not end them.
 """
 
 from __future__ import annotations
@@ -31,65 +31,66 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-# How long idle slots may take to end. They wait for nothing, but may have to wait for a processor.
+# How long idle slots may take to end. They have nothing to do, but may have to wait for a processor.
 JOIN_SECONDS = 5.0
-# How often slots that have ended are looked for.
-LOOK_SECONDS = 1.0
+# The interval between two checks for slots that have ended.
+CHECK_SECONDS = 1.0
 
-# A job with the moments since when it has been ours, and since when it waits.
+# A job, the time since which it is ours, and the time since which it waits for a slot.
 Waiting = tuple[Job, float, float]
 
 
 class SlotThread(threading.Thread):
-    """The thread of a slot, known by its class: a job may rename the thread it runs in."""
+    """The thread of a slot. It is recognized by its class, because a job may rename its thread."""
 
     def __init__(self, serve: Callable[[SlotThread], None], name: str) -> None:
         super().__init__(target=serve, args=(self,), name=name, daemon=True)
-        # One job at most: one that has not begun (Waiting), one that has (Job), or what it came to (Ended).
+        # At most one job: not started (Waiting), running (Job), or finished (Ended).
         self.holds: list[Any] = []
-        # The exception that was thrown in last beside a job.
+        # The last exception that was thrown in while no task was running.
         self.thrown: BaseException | None = None
 
 
 class Slots:
-    """`count` places to run jobs in, and a few jobs that wait for one. What ended waits in `ended`.
+    """`count` slots that run jobs, and a few jobs that wait for one. Finished jobs are collected from `ended`.
 
-    `tell` is called when somebody should look there: nothing waits any more, or there is `enough`. Nothing begins that
-    has been ours for longer than `patience` seconds: this process must have been frozen, and it may be others' now.
+    `wake_loop` is called when there is something to collect: no job waits any more, or `enough` have ended. A job that
+    has been ours for longer than `max_age` seconds is not started: the process must have been frozen, and another
+    worker may have the job by now.
     """
 
     def __init__(
         self,
         app: PgCron,
         count: int,
-        tell: Callable[[], None],
+        wake_loop: Callable[[], None],
         is_stopping: Callable[[], bool],
-        patience: float = math.inf,
+        max_age: float = math.inf,
         clock: Clock = monotonic,
     ) -> None:
         self.count = count
         self.enough = 1
         self.ended: collections.deque[Ended] = collections.deque()
         self._app = app
-        self._tell = tell
+        self._wake_loop = wake_loop
         self._is_stopping = is_stopping
-        self._patience = patience
+        self._max_age = max_age
         self._clock = clock
         self._waiting: collections.deque[Waiting] = collections.deque()
         self._late: collections.deque[Waiting] = collections.deque()
-        # Ends the rest of one slot. Kept until a slot comes for it, so that none can be missed.
+        # Each item ends the wait of one slot. It stays until a slot takes it, so that none is lost.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._threads: list[SlotThread] = []
-        # What was thrown into slots beside a job, and when to look for that again.
+        # The names of exceptions thrown into slots while no task was running, and the time of the next check for them.
         self._thrown: collections.deque[str] = collections.deque()
-        self._look_at = 0.0
-        # Counted by the worker's loop alone; what slots change are the deques.
+        self._check_at = 0.0
+        # Changed only by the worker's loop. The slots change only the deques.
         self._given = self._returned = 0
-        self._told = self._closing = False
+        self._was_woken = self._closing = False
 
     @property
     def busy(self) -> int:
-        """How many jobs are in the slots or wait for one."""
+        """The number of jobs that run or wait for a slot."""
         return self._given - self._returned - len(self.ended)
 
     @property
@@ -98,11 +99,11 @@ class Slots:
 
     @property
     def waiting(self) -> int:
-        """How many jobs no slot has begun."""
+        """The number of jobs that no slot has started."""
         return len(self._waiting)
 
     def waited(self, now: float) -> float:
-        """For how long the one that is next has waited."""
+        """Return how many seconds the next job has waited."""
         try:
             return now - self._waiting[0][2]
         except IndexError:
@@ -110,11 +111,11 @@ class Slots:
 
     @property
     def has_late(self) -> bool:
-        """Is there something that was not begun because it had waited for too long?"""
+        """True if there are jobs that were not started because they had been ours for too long."""
         return bool(self._late)
 
     def put(self, *jobs: Job, since: float | None = None) -> None:
-        """Give jobs to the next free slots. They have been ours `since` then, or now."""
+        """Give jobs to the next free slots. They are ours `since` that time, by default since now."""
         now = self._clock()
         since = now if since is None else since
         self._given += len(jobs)
@@ -124,11 +125,11 @@ class Slots:
             self._bell.put(None)
 
     def collect(self) -> list[Ended]:
-        """Take what ended."""
-        # In this order: what ends from here on is told again.
-        self._told = False
-        if self._clock() >= self._look_at and not self._closing:
-            self._look_after()
+        """Remove and return the finished jobs."""
+        # Reset the flag first, so that a job that ends from here on wakes the loop again.
+        self._was_woken = False
+        if self._clock() >= self._check_at and not self._closing:
+            self._check_threads()
         ended = []
         while self.ended:
             ended.append(self.ended.popleft())
@@ -136,7 +137,7 @@ class Slots:
         return ended
 
     def take_back(self) -> list[Job]:
-        """Jobs that no slot has begun; they will not be run here."""
+        """Remove and return the jobs that no slot has started. They will not run here."""
         back = []
         with contextlib.suppress(IndexError):
             while True:
@@ -148,11 +149,11 @@ class Slots:
         return back
 
     def close(self, seconds: float = JOIN_SECONDS) -> None:
-        """End the idle slots, and wait up to `seconds` for them. A slot that runs a job ends after it."""
+        """End the idle slots and wait up to `seconds` for them. A slot that runs a job ends after the job."""
         self._closing = True
         for _ in self._threads:
             self._bell.put(None)
-        # The jobs that still run have been handed back, and nothing says when they end.
+        # Jobs that still run have been handed back, and may never end.
         deadline = time.monotonic() + seconds
         while len(living := [t for t in self._threads if t.is_alive()]) > self.busy and time.monotonic() < deadline:
             living[-1].join(0.01)
@@ -174,15 +175,15 @@ class Slots:
         self._threads.append(thread)
         return True
 
-    def _look_after(self) -> None:
-        """Say what has been thrown into slots, and replace those that it has ended."""
-        self._look_at = self._clock() + LOOK_SECONDS
+    def _check_threads(self) -> None:
+        """Log the exceptions thrown into slots, and replace slots that were ended by one."""
+        self._check_at = self._clock() + CHECK_SECONDS
         while self._thrown:
-            logger.warning("a job has left a %s behind, which is dropped", self._thrown.popleft())
+            logger.warning("dropped a %s that was thrown into a slot after its job had ended", self._thrown.popleft())
         for thread in [thread for thread in self._threads if not thread.is_alive()]:
-            logger.warning("something that a job has left behind has ended its slot, which is replaced")
+            logger.warning("a slot was ended by something that an earlier job left running; it is replaced")
             self._threads.remove(thread)
-            self._put_away(thread)
+            self._recover_job(thread)
             self._grow_as_needed()
 
     def _serve(self, thread: SlotThread) -> None:
@@ -191,20 +192,20 @@ class Slots:
             try:
                 return self._serve_until_closed(thread)
             except BaseException as error:
-                # Meant for a job that is over: a deadline that another thread keeps, or a greenlet's own, or somebody
-                # kills every greenlet. Not logged here: the next one could leave a handler's lock locked for ever.
+                # Meant for a job that is over: a deadline of another thread or of a greenlet, or code that kills every
+                # greenlet. Not logged here: a second exception could leave the lock of a log handler locked for ever.
                 if os.getpid() != process:
                     os._exit(1)
                 thread.thrown = error
                 self._thrown.append(type(error).__name__)
-                self._look_at = 0.0
+                self._check_at = 0.0
 
     def _serve_until_closed(self, thread: SlotThread) -> None:
-        # At any point an exception may be thrown in. So a job goes from one place to the next in one call of C, in
-        # which nothing is thrown in: there is always exactly one place that has it.
+        # An exception may be thrown in at any point. So a job moves from one container to the next in a single C call,
+        # during which no exception is thrown in: exactly one container has it at any time.
         holds, process = thread.holds, os.getpid()
         if thread.thrown is not None:
-            self._put_away(thread)
+            self._recover_job(thread)
         while True:
             try:
                 holds.extend(map(collections.deque.popleft, (self._waiting,)))
@@ -214,9 +215,9 @@ class Slots:
                 self._bell.get()
                 continue
             job, since, _ = holds[0]
-            if self._clock() - since > self._patience:
+            if self._clock() - since > self._max_age:
                 self._late.extend(map(list.pop, (holds,)))
-                self._say()
+                self._wake_loop_once()
                 continue
             holds[0] = job
             holds[0] = ended = self._run(job)
@@ -224,45 +225,45 @@ class Slots:
                 _end_forked_child(ended)
             self.ended.extend(map(list.pop, (holds,)))
             if not self._waiting or len(self.ended) >= self.enough:
-                self._say()
+                self._wake_loop_once()
 
-    def _put_away(self, thread: SlotThread) -> None:
-        """Bring what a slot held when something was thrown in to where it belongs, and say so."""
+    def _recover_job(self, thread: SlotThread) -> None:
+        """Move the job that a slot held when an exception was thrown in to the right queue, and wake the loop."""
         holds = thread.holds
         if holds and isinstance(holds[0], tuple):
             self._waiting.extendleft(map(list.pop, (holds,)))
         elif holds:
             if isinstance(holds[0], Job):
-                holds[0] = execute.thrown_off(holds[0], thread.thrown or SystemExit())
+                holds[0] = execute.interrupted(holds[0], thread.thrown or SystemExit())
             self.ended.extend(map(list.pop, (holds,)))
-        # The slot may have been about to.
-        self._told = True
-        self._tell()
+        # Unconditionally: the exception may have come between the flag and the call of the slot.
+        self._was_woken = True
+        self._wake_loop()
 
-    def _say(self) -> None:
-        """Once, until somebody has come: a byte through a pipe costs more than a short job."""
-        if not self._told:
-            self._told = True
-            self._tell()
+    def _wake_loop_once(self) -> None:
+        """Wake the loop, but only once until it collects: a byte through a pipe costs more than a short job."""
+        if not self._was_woken:
+            self._was_woken = True
+            self._wake_loop()
 
     def _run(self, job: Job) -> Ended:
         try:
-            # A context of its own, so that what one job sets does not reach the next.
+            # In a new context, so that context variables set by one job do not reach the next.
             return contextvars.Context().run(execute.run, self._app, job, self._is_stopping)
         except BaseException as error:
-            # Thrown in by another thread when the task was no longer there to take it.
-            return execute.thrown_off(job, error)
+            # Thrown in by another thread outside the task's own code.
+            return execute.interrupted(job, error)
 
 
 def check_slots(count: object) -> int:
-    """A number of slots, or a sentence about it."""
+    """Return `count` if it is a valid number of slots; raise an error otherwise."""
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 10_000:
         raise PgCronError(f"slots={count!r}: expected a whole number from 1 to 10000")
     return count
 
 
 def _end_forked_child(ended: Ended) -> NoReturn:
-    """A task has forked, and its child has come back out of the task: it is no worker, and must not become one."""
+    """End a child that a task has forked and that has returned from the task: it must not go on as a worker."""
     code = 0 if ended.error is None else 1
     if isinstance(ended.error, SystemExit):
         given = ended.error.code

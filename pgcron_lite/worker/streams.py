@@ -1,7 +1,7 @@
-"""Standard output and standard error of a worker: opened anew when a task has closed them.
+"""Standard output and standard error of a worker: reopened when a task has closed them.
 
-They belong to the process. A job that closes `sys.stdout` would make every later `print` of other jobs, and the
-worker's own log, fail with "I/O operation on closed file".
+All jobs of a process share them. After a job that closes `sys.stdout`, every `print` of other jobs and the worker's own
+log would fail with "I/O operation on closed file".
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass
 from typing import TextIO
 
-# Spare descriptors lie above those that programs expect in a certain place.
+# The lowest number for spare descriptors, above the numbers that programs use for fixed purposes.
 FIRST_SPARE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A stream as it was found, with a second descriptor for what it writes to."""
+class _Saved:
+    """The properties of a stream, with a spare descriptor of the file that it writes to."""
 
     number: int
     spare: int
@@ -29,13 +29,13 @@ class _Kept:
 
 
 class Streams:
-    """The two streams for as long as a worker runs."""
+    """The standard output and standard error of a running worker."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        self._saved: dict[str, _Saved] = {}
 
-    def take(self) -> None:
-        """Remember where the streams write to. Streams without a descriptor are left alone."""
+    def save(self) -> None:
+        """Save the files that the streams write to. Streams without a descriptor are ignored."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             try:
@@ -43,36 +43,36 @@ class Streams:
                 spare = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_SPARE)
             except (AttributeError, OSError, ValueError):
                 continue
-            self._kept[name] = _Kept(number, spare, stream.encoding, stream.errors)
+            self._saved[name] = _Saved(number, spare, stream.encoding, stream.errors)
 
-    def keep(self) -> None:
-        """Open anew what a task has closed."""
-        for name, kept in self._kept.items():
+    def repair(self) -> None:
+        """Reopen the streams that a task has closed."""
+        for name, saved in self._saved.items():
             stream = getattr(sys, name)
             if getattr(stream, "closed", False):
-                self._open_again(name, kept, stream)
-            elif not _is_open(kept.number):
+                self._open_again(name, saved, stream)
+            elif not _is_open(saved.number):
                 with contextlib.suppress(OSError):
-                    os.dup2(kept.spare, kept.number)
+                    os.dup2(saved.spare, saved.number)
 
-    def give_back(self) -> None:
+    def close(self) -> None:
         """Close the spare descriptors."""
-        for kept in self._kept.values():
+        for saved in self._saved.values():
             with contextlib.suppress(OSError):
-                os.close(kept.spare)
-        self._kept.clear()
+                os.close(saved.spare)
+        self._saved.clear()
 
-    def _open_again(self, name: str, kept: _Kept, closed: TextIO) -> None:
+    def _open_again(self, name: str, saved: _Saved, closed: TextIO) -> None:
         try:
-            # Something else may have been opened under that number since.
-            number = os.dup(kept.spare) if _is_open(kept.number) else os.dup2(kept.spare, kept.number)
+            # The number may belong to another open file by now.
+            number = os.dup(saved.spare) if _is_open(saved.number) else os.dup2(saved.spare, saved.number)
         except OSError:
             return
-        stream = open(number, "w", buffering=1, encoding=kept.encoding, errors=kept.errors)  # noqa: SIM115
+        stream = open(number, "w", buffering=1, encoding=saved.encoding, errors=saved.errors)  # noqa: SIM115
         setattr(sys, name, stream)
         for handler in _handlers():
             if isinstance(handler, logging.StreamHandler) and handler.stream is closed:
-                # Not setStream(), which would flush the closed one.
+                # Not setStream(), which would flush the closed stream.
                 handler.stream = stream
 
 

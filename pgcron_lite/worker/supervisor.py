@@ -1,8 +1,9 @@
-"""A supervisor of several worker processes: starts and restarts them, hands back jobs of dead ones, passes signals on.
+"""Supervisor of several worker processes: starts and restarts them, hands back jobs of dead ones, forwards signals.
 
-The children run the same command; environment variables give them their identity. So the parent knows which worker
-died, and hands its jobs back without waiting for its lease to end. Each child writes its worker id into a pipe to its
-parent and, last of all, that it has ended. An exit code alone proves nothing: a task may call `os._exit(0)`.
+The children run the same command as the parent; environment variables give them their ids. So the parent knows which
+worker died, and hands its jobs back without waiting for the end of its lease. Each child writes its worker id into a
+pipe to its parent and, as the last line, that it has ended. An exit code alone proves nothing: a task may call
+`os._exit(0)`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ logger = logging.getLogger("pgcron_lite")
 
 CHILD, PARENT, STATUS = "PGCRON_WORKER_ID", "PGCRON_SUPERVISOR_PID", "PGCRON_SUPERVISOR_PIPE"
 FIRST_PAUSE, MAX_PAUSE, STEADY_SECONDS = 0.5, 30.0, 60.0
-# After its grace a child hands its jobs back. One that has not done so by then is frozen, or hangs.
+# How long a child may take to hand back its jobs after its grace. One that takes longer is frozen or hangs.
 OVERTIME_SECONDS = 4.0
 # How long a child that has handed everything back may take to exit.
 EXIT_SECONDS = 10.0
-# How long the kernel may take to end a child that was killed. One that waits for a disk or a network mount cannot be.
+# How long the kernel may take to end a killed child. A process that waits for a disk or a network mount does not end.
 KILLED_SECONDS = 5.0
-# How long a child may live on after it has closed its pipe without a word: it may be ending.
-CUT_OFF_SECONDS = 5.0
+# How long a child may run after its pipe was closed without a report of its end: it may be exiting.
+PIPE_CLOSED_SECONDS = 5.0
 
 
 def is_child() -> bool:
@@ -48,19 +49,19 @@ def is_child() -> bool:
 
 
 def take_id() -> uuid.UUID | None:
-    """The identity the parent drew for this process. Taken once: what this process starts is nobody's worker."""
+    """Return the worker id that the parent chose for this process. Removed from the environment for its children."""
     given = os.environ.pop(CHILD, None)
     return None if given is None else uuid.UUID(given)
 
 
 def take_parent() -> int | None:
-    """The id of the process that supervises this one, if any. Given by it, because it may be gone by now."""
+    """Return the process id of the supervisor, if any. Not `os.getppid()`: the supervisor may have ended by now."""
     given = os.environ.pop(PARENT, None)
     return None if given is None else int(given)
 
 
 def take_status() -> Status | None:
-    """The pipe to the process that supervises this one, if any."""
+    """Return the pipe to the supervisor, if any."""
     given = os.environ.pop(STATUS, None)
     with contextlib.suppress(OSError):
         return None if given is None else Status(int(given))
@@ -75,17 +76,20 @@ class Status:
         self._descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
 
-    def works_as(self, worker: uuid.UUID) -> None:
-        """The name under which this process holds jobs from now on."""
+    def set_worker_id(self, worker: uuid.UUID) -> None:
+        """Report the worker id under which this process holds jobs from now on."""
         self._write(f"id {worker}\n")
 
-    def has_ended(self, code: int, *, has_left: bool, is_over: bool) -> None:
-        """Report an orderly end: whether it has left the table and holds no jobs, and whether not to restart it."""
+    def report_end(self, code: int, *, has_left: bool, is_over: bool) -> None:
+        """Report an orderly end.
+
+        `has_left`: it has deleted its row and holds no jobs. `is_over`: it must not be restarted.
+        """
         self._write(f"end {code} {int(has_left)} {int(is_over)}\n")
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            # A task may have closed the descriptor, and its number may be that of a file or a connection by now.
+            # A task may have closed the descriptor, and its number may belong to a file or a connection by now.
             if os.fstat(self._descriptor).st_ino == self._inode:
                 os.write(self._descriptor, line.encode())
 
@@ -104,20 +108,20 @@ def run(app: PgCron, processes: int, grace: float) -> int:
 
 @dataclass(slots=True)
 class Child:
-    """One place for a process, and what happened in it."""
+    """One of the child processes, and its successors after restarts."""
 
     process: subprocess.Popen[bytes] | None = None
-    # The name it works under, once it does.
+    # Its worker id, once it has reported one.
     id: uuid.UUID | None = None
     started_at: float = 0.0
     start_at: float = 0.0
     pause: float = FIRST_PAUSE
     ended_with: int | None = None
     has_left: bool = False
-    # It has drained its queues, or its time is over: there is nothing to restart it for, whatever its exit code.
+    # It has drained its queues, or its time is over. It is not restarted, whatever its exit code.
     is_over: bool = False
-    # Since when its pipe is closed, while it has not said that it ends.
-    cut_off_at: float | None = None
+    # The time at which its pipe was closed without a report of its end.
+    pipe_closed_at: float | None = None
     killed_at: float | None = None
     _reader: int | None = None
     _unread: bytes = field(default=b"")
@@ -127,7 +131,7 @@ class Child:
         reader, writer = os.pipe()
         name = uuid.uuid4()
         try:
-            # A session of its own: Ctrl-C on the terminal reaches the parent alone, which passes it on once.
+            # In a new session: Ctrl-C on the terminal reaches only the parent, which forwards it once.
             self.process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
                 env={**os.environ, CHILD: str(name), PARENT: str(os.getpid()), STATUS: str(writer)},
@@ -140,20 +144,20 @@ class Child:
         finally:
             os.close(writer)
         os.set_blocking(reader, False)
-        self.id, self.ended_with, self.cut_off_at, self.killed_at = None, None, None, None
+        self.id, self.ended_with, self.pipe_closed_at, self.killed_at = None, None, None, None
         self.has_left = self.is_over = False
         self._reader, self._unread = reader, b""
         self.started_at = monotonic()
 
     def read(self) -> None:
-        """Read what the process has written into its pipe."""
+        """Read the reports of the process from its pipe."""
         if self._reader is None:
             return
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._reader, 4096):
                 self._unread += piece
-            if self.cut_off_at is None and self.ended_with is None:
-                self.cut_off_at = monotonic()
+            if self.pipe_closed_at is None and self.ended_with is None:
+                self.pipe_closed_at = monotonic()
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             words = line.decode().split()
@@ -163,25 +167,25 @@ class Child:
                 self.ended_with, self.has_left, self.is_over = int(words[1]), words[2] == "1", words[3] == "1"
 
     def kill(self) -> None:
-        """Kill the process. Its end is seen later, like any other."""
+        """Kill the process. `step` notices its end later, like any other."""
         assert self.process is not None
         self.process.kill()
         self.killed_at = monotonic()
 
     def close(self) -> int:
-        """Read the rest of the pipe of a process that has ended or was killed; return its exit code."""
+        """Read the rest of the pipe of an ended or killed process, and return its exit code."""
         assert self.process is not None
         self.read()
         if self._reader is not None:
             os.close(self._reader)
             self._reader = None
         code, self.process = self.process.returncode, None
-        # None: killed, and still in the kernel. It runs nothing of ours any more.
+        # None: killed, but still in a system call. It executes no more Python.
         return -signal.SIGKILL if code is None else code
 
 
 class Supervisor:
-    """The parent. It runs no jobs and holds no connection while nothing happens."""
+    """The parent process. It runs no jobs, and connects to the database only to hand back jobs."""
 
     def __init__(self, app: PgCron, processes: int, grace: float) -> None:
         self._app = app
@@ -207,15 +211,15 @@ class Supervisor:
         return self._exit_code
 
     def step(self) -> float:
-        """Pass signals on, clear up after ended processes, start missing ones. Return the seconds to the next start."""
+        """Forward signals, clean up after ended processes, start missing ones. Return the seconds to the next step."""
         self._pass_signals_on()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
-                self._clear_up(child)
-        self._kill_the_replaced()
+                self._clean_up(child)
+        self._kill_replaced()
         if self._stopping:
-            self._kill_the_late()
-            # The last one's end is ours: a deploy waits for this process.
+            self._kill_overdue()
+            # The parent ends with its last child: a deploy waits for the parent.
             return 1.0 if any(c.process for c in self._children) else 0.0
         now = monotonic()
         for child in self._children:
@@ -241,25 +245,25 @@ class Supervisor:
             self._kill_at = late_at if self._kill_at is None else min(self._kill_at, late_at)
             for child in self._children:
                 if child.process is not None:
-                    # A child may have been started by nohup, and ignore a SIGHUP.
+                    # Not SIGHUP: a child started by nohup ignores it.
                     child.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _kill_the_replaced(self) -> None:
-        """Kill a child whose worker is gone though its process lives: a task has called `os.exec...`."""
+    def _kill_replaced(self) -> None:
+        """Kill children whose process runs but whose worker is gone, because a task has called `os.exec...`."""
         for child in self._children:
             child.read()
             if (
-                child.process is not None and child.ended_with is None and child.cut_off_at is not None
-                and monotonic() - child.cut_off_at > CUT_OFF_SECONDS
+                child.process is not None and child.ended_with is None and child.pipe_closed_at is not None
+                and monotonic() - child.pipe_closed_at > PIPE_CLOSED_SECONDS
             ):
                 logger.error(
-                    "worker process %s (pid %d) has closed its pipe and lives on, so a task has put another program in"
-                    " its place; killing it", str(child.id)[:8], child.process.pid,
+                    "worker process %s (pid %d) has closed its pipe and still runs, so a task has replaced it by"
+                    " another program; killing it", str(child.id)[:8], child.process.pid,
                 )
                 child.kill()
-                child.cut_off_at = math.inf
+                child.pipe_closed_at = math.inf
 
-    def _kill_the_late(self) -> None:
+    def _kill_overdue(self) -> None:
         """Kill the children that should have ended by now: a frozen process does not react to SIGTERM."""
         late = monotonic() - (self._kill_at or math.inf)
         for child in self._children:
@@ -269,10 +273,10 @@ class Supervisor:
             if child.killed_at is not None:
                 if monotonic() - child.killed_at > KILLED_SECONDS:
                     logger.error(
-                        "worker process (pid %d) was killed and is still there, and is left behind",
+                        "worker process (pid %d) was killed and has not ended; not waiting for it any longer",
                         child.process.pid,
                     )
-                    self._clear_up(child)
+                    self._clean_up(child)
             elif late > (0.0 if child.ended_with is None else EXIT_SECONDS):
                 logger.error(
                     "worker process %s (pid %d) did not end within the grace of %g s; killing it",
@@ -280,17 +284,17 @@ class Supervisor:
                 )
                 child.kill()
 
-    def _clear_up(self, child: Child) -> None:
+    def _clean_up(self, child: Child) -> None:
         lived = monotonic() - child.started_at
         code = child.close()
         if self._stopping and code in (-signal.SIGTERM, -signal.SIGINT) and child.id is None:
-            # Our signal came before it had a handler for it, so it had not begun.
+            # Our signal came before it had installed its handler, so no job had started.
             code = 0
         if self._stopping and code == -signal.SIGTERM and child.has_left:
-            # A second signal came during its exit, when its worker had ended as it should.
+            # A second signal came during its exit, after an orderly end of its worker.
             code = 0
         if code == 0 and child.ended_with is not None:
-            # A program may drop what run_worker() returns.
+            # A program may ignore the exit code that run_worker() returns.
             code = child.ended_with
         is_well = child.is_over or (code == 0 and (child.ended_with is not None or self._stopping))
         held = [] if child.id is None or child.has_left else self._hand_back(child.id)
@@ -305,12 +309,12 @@ class Supervisor:
             had = f" and held {named(held)}" if held else ""
             logger.error("worker process %s died (%s) after %.0f s%s%s", name, how, lived, had, again)
         elif not self._stopping:
-            # It ended by itself. There is nothing to restart it for.
+            # It ended by itself, so it is not restarted.
             self._children = [c for c in self._children if c is not child]
             self._stopping = not self._children
 
     def _hand_back(self, worker: uuid.UUID) -> list[Job]:
-        """Hand back the jobs of a dead process now. We saw it end, so its lease need not run out first."""
+        """Hand back the jobs of a dead process now, without waiting for its lease: its end is certain."""
         try:
             store = self._app._open_store("pgcron supervisor", size=1)
             try:
@@ -320,7 +324,7 @@ class Supervisor:
             finally:
                 store.close()
         except PgCronError as error:
-            logger.warning("could not hand back the jobs of a dead process, a living worker will: %s", error)
+            logger.warning("could not hand back the jobs of a dead process, another worker will: %s", error)
             return []
         for job in rescued:
             if job.state == "failed":

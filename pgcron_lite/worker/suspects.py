@@ -1,9 +1,9 @@
-"""When a worker runs a suspect: a job that was found among others in a dead worker's hands.
+"""Suspects: jobs that were running in a worker when it died. Decides when a worker runs one, isolated.
 
-A death with neighbours says nothing about who caused it, so a suspect runs alone. A worker that is never idle makes a
-silence for it, by claiming nothing for a while; when that does not help, the suspect runs beside others at last, for
-no job may wait for ever. Between two suspects the others have their turn, so that the innocent do not wait for all of
-them one after the other.
+When several jobs were running, the death does not show which one caused it, so each suspect runs isolated. A worker
+that is never idle makes room for it by claiming nothing for a while. If that does not help, the suspect finally runs
+together with other jobs, because no job may wait for ever. Between two suspects the worker runs other jobs, so that
+these do not wait for all suspects in sequence.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Step = Literal["take", "wait", "go on"]
 
 
 class Suspects:
-    """Decides, and remembers what was decided. Asks for suspects at most every `interval` seconds."""
+    """The state of these decisions. Queries for suspects at most every `interval` seconds."""
 
     def __init__(self, interval: float, clock: Clock = monotonic) -> None:
         self.is_occupied = False
-        # A suspect was found just now: who leaves one often leaves many.
+        # True if the last query found a suspect: a dead worker often leaves several.
         self.may_have_more = False
         self.quiet_until = self.next_try = 0.0
         self._interval = interval
@@ -33,8 +33,8 @@ class Suspects:
         self._since = 0.0
 
     def step(self, *, is_busy: bool, is_suspect_due: Callable[[], bool]) -> Step:
-        """What to do before the next claim: take a suspect, wait for quiet, or go on as usual."""
-        if self.is_others_turn:
+        """Return what to do before the next claim: take a suspect, wait until no job runs, or go on as usual."""
+        if self.is_too_early:
             return "go on"
         now = self._clock()
         if not is_busy or self._tries >= TRIES:
@@ -42,7 +42,7 @@ class Suspects:
         if now < self.quiet_until:
             return "wait"
         if self.quiet_until:
-            # The silence did not help: something runs for longer.
+            # The pause did not help: a job runs for longer than that.
             self.quiet_until = 0.0
             self._tries += 1
             self.next_try = now + PAUSE_SECONDS
@@ -54,24 +54,24 @@ class Suspects:
         return "wait"
 
     @property
-    def is_others_turn(self) -> bool:
-        """Is it too early to ask for a suspect?"""
+    def is_too_early(self) -> bool:
+        """True if it is too early to query for a suspect."""
         return self._clock() < self.next_try
 
-    def took(self, found: bool, *, is_busy: bool) -> None:
-        """A suspect was asked for, and `found` or not."""
+    def record_claim(self, found: bool, *, is_busy: bool) -> None:
+        """Record that a suspect was queried for, and `found` or not."""
         now = self._clock()
         self.quiet_until, self._tries, self._since = 0.0, 0, now
         self.is_occupied, self.may_have_more = found and not is_busy, found
         self.next_try = now + (0.0 if found else self._interval)
 
     def ended(self) -> None:
-        """Nothing runs any more. After a suspect, the others have as long a turn as it had."""
+        """Record that no job runs. After a suspect, other jobs get as much time as it took, up to `MAX_TURN`."""
         if self.is_occupied:
             now = self._clock()
             self.is_occupied = False
             self.next_try = now + min(now - self._since, MAX_TURN)
 
-    def look_again(self) -> None:
-        """There may be suspects now."""
+    def check_now(self) -> None:
+        """Query for suspects with the next claim: there may be new ones."""
         self.next_try = 0.0

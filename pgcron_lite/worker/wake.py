@@ -1,7 +1,7 @@
-"""The one place where a process sleeps.
+"""The only place where a worker process sleeps.
 
-`Wake.wait` sleeps until time is up, a watched socket has something to read, or somebody called `ring`: a signal
-handler, a slot whose job ended, the heartbeat. Nothing else in a worker blocks.
+`Wake.wait` sleeps until the time is over, a watched socket is readable, or `ring` is called: by a signal handler, a
+slot whose job ended, or the heartbeat. Nothing else in a worker's loop blocks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 
 class Wake:
-    """A self-pipe and a wait on it. `poller` makes what waits, for a thread that is not to wait by an event loop."""
+    """A self-pipe to wait on. `poller` creates the poll object, for threads that must not wait by an event loop."""
 
     def __init__(self, poller: Callable[[], Any] | None = None) -> None:
-        # poll and not select.select, which fails for descriptors from 1024 on.
+        # poll rather than select.select, which fails for descriptors of 1024 and above.
         self._poller = poller or select.poll
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -26,7 +26,7 @@ class Wake:
 
     def ring(self) -> None:
         """End the sleep. Safe from signal handlers and from any thread; never blocks, never raises."""
-        # A full pipe already means "awake"; a closed one means nobody sleeps any more.
+        # If the pipe is full, the sleep ends anyway. If it is closed, there is no sleep to end.
         with contextlib.suppress(OSError):
             os.write(self._writer, b"!")
 
@@ -43,13 +43,13 @@ class Wake:
 
     def close(self) -> None:
         reader, writer = self._reader, self._writer
-        # Who rings later must not write into what is opened under that number next.
+        # A later `ring` must not write into a file that gets this number next.
         self._reader = self._writer = -1
         os.close(reader)
         os.close(writer)
 
     def _is_ours(self) -> bool:
-        # Both ends, which have one inode: what is opened under the number of either would be read or written.
+        # Check both ends, which share one inode: a file opened under either number would be read or written.
         try:
             return os.fstat(self._reader).st_ino == os.fstat(self._writer).st_ino == self._pipe
         except OSError:
@@ -62,10 +62,10 @@ class Wake:
 
 
 def _give_up() -> NoReturn:
-    """End the process where it stands: a task has closed descriptors that were not its own.
+    """End the process at once: a task has closed descriptors that were not its own.
 
-    Ours are gone, and with them those of our connections. What is opened next gets their numbers, and statements would
-    be sent over, and answers read from, whatever that is. The database rescues the jobs, as after any crash.
+    The descriptors of our connections are probably closed too. The files opened next get their numbers, and statements
+    would be written into them and replies read from them. Other workers rescue the jobs, as after any crash.
     """
     with contextlib.suppress(OSError):
         os.write(2, b"pgcron_lite: a task has closed descriptors that were not its own; this process ends at once\n")

@@ -1,24 +1,26 @@
-"""A small process beside a worker that ends it when it can run no Python any more.
+"""Watchdog: a small process that ends its worker when the worker can no longer run Python.
 
 C code that keeps the interpreter lock (GIL) stops every thread of its process: the heartbeat, the loop and the signal
-handlers. One regular expression that backtracks for ever does that. The worker writes a byte into a pipe every few
-seconds, from a thread that never waits for a database; when the bytes stay away, the watchdog makes the worker print
-the tracebacks of all threads and die. A supervisor or the platform starts another, and the job runs alone next time.
+handlers. One regular expression with endless backtracking does that. The worker writes a byte into a pipe every few
+seconds, from a thread that never waits for the database. When no bytes arrive, the watchdog makes the worker print the
+tracebacks of all threads and exit. The supervisor or the platform starts another worker, and the job runs isolated next
+time.
 
-Why not a timer inside the worker, such as `faulthandler.dump_traceback_later`: a process that was stopped (SIGSTOP, a
-paused container, a laptop that slept) would find its timer expired and die the moment it goes on. The watchdog counts
-steps of its own running time, and none while the worker is stopped. Of a step in which threads of the worker waited for
-a processor it counts a part only: on a machine that is overloaded, a worker may be well and run no Python for long.
+A timer inside the worker, such as `faulthandler.dump_traceback_later`, does not work: after a process was stopped
+(SIGSTOP, a paused container, a laptop in sleep mode), the timer would have expired and end the process when it
+continues. The watchdog counts steps of its own running time, and none while the worker is stopped. A step in which
+threads of the worker waited for a processor counts only in part: on an overloaded machine a healthy worker may run no
+Python for a long time.
 
-The watchdog is no child of the worker: the process that the worker starts forks and ends. So a task that waits for all
-of its own children (`os.waitpid(-1, 0)`) does not wait for the watchdog, and cannot take its exit status. Only a worker
-that is the first process of a container, which inherits orphans, is the parent of its watchdog all the same.
+The watchdog is not a child of the worker: the process that the worker starts forks and exits. So a task that waits for
+all its children (`os.waitpid(-1, 0)`) does not wait for the watchdog, and cannot take its exit status. The exception is
+a worker that is the first process of a container: it inherits orphans, and so becomes the parent of its watchdog.
 
-A task may put another program in the worker's place (`os.exec...`). That one keeps the process id and its time of
-start, but not the worker's end of the pipe, which is closed on exec. So on Linux a process that no longer has it is no
-worker and is left alone, also if a child that was forked before keeps the pipe open.
+A task may replace the worker by another program (`os.exec...`). That program keeps the process id and the start time,
+but not the worker's end of the pipe, which is closed on exec. So on Linux a process without that descriptor is not a
+worker and is left alone, even if a child that was forked earlier keeps the pipe open.
 
-This file is also the program of that process, where nothing of the package can be imported.
+This file is also the program of the watchdog process, which cannot import the package.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ import time
 from collections.abc import Callable
 
 STEPS = 10
-# The least that a step counts, however overloaded the machine is: a worker that hangs ends after ten times as long.
-LEAST_STEP = 0.1
-# How long the worker may take to print its tracebacks and die, before it is killed.
+# The minimum that a step counts on an overloaded machine: a hanging worker is ended after at most ten times as long.
+MIN_STEP = 0.1
+# How long the worker may take to print its tracebacks and exit before it is killed.
 KILL_SECONDS = 10.0
 STANDARD_ERROR = 2
 PULSE, END = b".", b"q"
 
 
 class Watchdog:
-    """The watchdog of this process, told to end it after `seconds` without a pulse."""
+    """The watchdog of this process, which ends it after `seconds` without a pulse."""
 
     def __init__(self, seconds: float) -> None:
         from . import gevent_support
@@ -53,8 +55,8 @@ class Watchdog:
         self._pulse_at = 0.0
         reader, self._writer = os.pipe()
         try:
-            # Not subprocess.Popen: under gevent that makes the event loop wait for every child of this process, those
-            # of tasks included.
+            # Not subprocess.Popen: under gevent it makes the event loop wait for every child of this process, including
+            # those of tasks.
             spawn: Callable[..., int] = gevent_support.unpatched(os, "posix_spawn")
             starter = spawn(
                 sys.executable,
@@ -75,7 +77,7 @@ class Watchdog:
         _dump_tracebacks_on_abort()
 
     def pulse(self) -> None:
-        """Say that Python runs here. Never blocks, never raises."""
+        """Signal that this process runs Python. Never blocks, never raises."""
         now = time.monotonic()
         if now >= self._pulse_at:
             self._pulse_at = now + self._step
@@ -92,17 +94,17 @@ class Watchdog:
 
     def _write(self, what: bytes) -> None:
         with contextlib.suppress(OSError):
-            # A task may have closed the descriptor, and its number may be that of a file or a connection by now.
+            # A task may have closed the descriptor, and its number may belong to a file or a connection by now.
             if os.fstat(self._writer).st_ino == self._inode:
                 os.write(self._writer, what)
 
 
 def _wait_for(starter: int) -> None:
-    """Wait until the process that starts the watchdog has forked it and ended."""
+    """Wait until the process that forks the watchdog has done so and exited."""
     from . import gevent_support
 
     wait: Callable[[int, int], tuple[int, int]] = gevent_support.unpatched(os, "waitpid")
-    # The program may have a handler that waits for every child.
+    # A SIGCHLD handler of the program may already have waited for it.
     with contextlib.suppress(ChildProcessError):
         _, status = wait(starter, 0)
         if status != 0:
@@ -110,9 +112,9 @@ def _wait_for(starter: int) -> None:
 
 
 def _dump_tracebacks_on_abort() -> None:
-    """Let SIGABRT print the tracebacks of all threads, from C, and then end the process."""
+    """Make SIGABRT print the tracebacks of all threads, in C, and then end the process."""
     if os.getpid() == 1:
-        # The first process of a container is not ended by a signal's default action, so the handler has to do it.
+        # A signal's default action does not end the first process of a container, so the handler has to do it.
         faulthandler.disable()
         libc = ctypes.CDLL(None)
         libc.signal(int(signal.SIGABRT), ctypes.cast(libc._exit, ctypes.c_void_p))
@@ -120,32 +122,32 @@ def _dump_tracebacks_on_abort() -> None:
         faulthandler.enable(file=STANDARD_ERROR, all_threads=True)
 
 
-# The other process
+# The watchdog process
 
 
 class Watched:
-    """The worker: one process, and one program in it, however long others keep its id."""
+    """The watched worker: a process, and the program in it. A later process with the same id is not the worker."""
 
     def __init__(self, pid: int, writer: int) -> None:
         self.pid = pid
         self._writer = writer
-        _, self._began = look_at(pid)
-        # Empty where descriptors of others cannot be seen. Then a program that took the worker's place is not noticed.
+        _, self._began = process_state(pid)
+        # Empty where the descriptors of other processes are not visible. Then a replacement by `exec` is not noticed.
         self._pipe = self._link()
 
     @property
     def has_ended(self) -> bool:
-        """True if the worker is gone, also if another process has its id now or another program its process."""
-        state, began = look_at(self.pid)
+        """True if the worker has ended, or if its id or its process now belongs to another program."""
+        state, began = process_state(self.pid)
         return state in ("", "Z", "X") or began != self._began or (self._pipe != "" and self._link() != self._pipe)
 
     @property
     def is_stopped(self) -> bool:
-        """True if it is stopped by a signal or a debugger."""
-        return look_at(self.pid)[0] in ("T", "t")
+        """True if the worker is stopped by a signal or a debugger."""
+        return process_state(self.pid)[0] in ("T", "t")
 
     def _link(self) -> str:
-        """The pipe that its descriptor leads to, by name."""
+        """Return the name of the pipe behind the worker's descriptor."""
         try:
             return os.readlink(f"/proc/{self.pid}/fd/{self._writer}")
         except OSError:
@@ -153,26 +155,26 @@ class Watched:
 
 
 def start(worker: int, step: float, writer: int) -> None:
-    """Fork, and watch from the child alone."""
-    # A platform may send these to every process of a service. The worker decides when it ends.
+    """Fork, and watch in the child only."""
+    # A platform may send these signals to every process of a service. The watchdog must end after its worker.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # The worker waits for this process, so it is the one that has this id.
+    # The worker is waiting for this process, so it has not ended and the id is still its own.
     watched = Watched(worker, writer)
     if os.fork() != 0:
         os._exit(0)
-    # A session of its own, out of reach of Ctrl-C, and no descriptors of the worker.
+    # In a new session, which Ctrl-C does not reach, and without the descriptors of the worker.
     os.setsid()
     os.closerange(3, 4096)
     watch(watched, step)
 
 
 def watch(worker: Watched, step: float) -> None:
-    """Read pulses from standard input until the worker ends, or has to be ended."""
+    """Read pulses from standard input until the worker ends or must be ended."""
     silent, silent_since = 0.0, time.monotonic()
     while not worker.has_ended:
-        looked_at, waited = time.monotonic(), waited_for_processors(worker.pid)
-        # A step counts as one however long it took: this process may have been stopped as well.
+        step_began, waited = time.monotonic(), waited_for_processors(worker.pid)
+        # A step counts as one at most, however long it took: this process may have been stopped too.
         has_pulse = bool(select.select([0], [], [], step)[0])
         if has_pulse:
             read = os.read(0, 4096)
@@ -182,14 +184,14 @@ def watch(worker: Watched, step: float) -> None:
         if has_pulse or worker.is_stopped:
             silent, silent_since = 0.0, now
             continue
-        share = (waited_for_processors(worker.pid) - waited) / (now - looked_at)
-        silent += min(1.0, max(LEAST_STEP, 1.0 - share))
+        share = (waited_for_processors(worker.pid) - waited) / (now - step_began)
+        silent += min(1.0, max(MIN_STEP, 1.0 - share))
         if silent >= STEPS:
             return end(worker, now - silent_since)
 
 
 def end(worker: Watched, seconds: float) -> None:
-    """Make `worker` print its tracebacks and die."""
+    """Make `worker` print its tracebacks and exit."""
     if worker.has_ended:
         return
     message = (
@@ -209,7 +211,7 @@ def end(worker: Watched, seconds: float) -> None:
 
 
 def waited_for_processors(process: int) -> float:
-    """Return for how many seconds in all the threads of `process` were ready to run and had no processor."""
+    """Return the total seconds for which threads of `process` were ready to run but had no processor."""
     waited = 0
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{process}/task"):
@@ -218,8 +220,8 @@ def waited_for_processors(process: int) -> float:
     return waited / 1e9
 
 
-def look_at(process: int) -> tuple[str, str]:
-    """The state of a process, as one letter, and when it began. Both are empty if there is no such process."""
+def process_state(process: int) -> tuple[str, str]:
+    """Return the state of a process, as one letter, and its start time. Both are empty if there is no such process."""
     if os.path.exists("/proc/self/stat"):
         try:
             with open(f"/proc/{process}/stat", encoding="latin-1") as stat:

@@ -448,7 +448,7 @@ def test_with_two_connections_a_worker_polls_and_its_heart_comes_before_its_ears
     assert (ended.attempt, len(queue.entries(job, "begin"))) == (1, 1)
     assert "rescued" not in observer.log
     # Whoever of the two came too late has said so; the listener has given way in the end.
-    assert "not listening, polling" in worker.log or "the heartbeat cannot beat" in worker.log
+    assert "not listening, polling" in worker.log or "the heartbeat cannot reach the database" in worker.log
     assert "declared dead" not in worker.log
 
 
@@ -465,7 +465,7 @@ def test_a_worker_whose_password_was_changed_ends_with_a_sentence(
     end_all_backends(queue)
 
     assert worker.exit_code(within=60) == 69
-    assert "giving up, the database has refused the login 8 times" in worker.log
+    assert "giving up: the database has refused the login 8 times" in worker.log
     assert "password authentication failed" in worker.log
     assert "old secret" not in worker.log
     assert "old%20secret" not in worker.log
@@ -572,7 +572,7 @@ def turned_by_hand(url: str, spread: Any = lambda low, high: high) -> tuple[PgCr
 
 def attempt(worker: Worker) -> float:
     """One turn in which the worker asks the database; returns how long it then waits."""
-    worker.look_soon()
+    worker.claim_soon()
     return worker.step()
 
 

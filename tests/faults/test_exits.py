@@ -103,7 +103,7 @@ def test_a_drain_ends_and_fails_when_outcomes_cannot_be_stored(
     worker = commands.start("--slots", 2, "--drain", "--processes", processes)
 
     assert worker.exit_code() == 1
-    assert "the drain ends, and the outcomes of" in worker.log
+    assert "the drain ends, but the outcomes of" in worker.log
     assert f"fault_tasks.nap#{jobs[0]}" in worker.log
     assert "stopping (the database refuses outcomes)" in worker.log
     # The other process, if there is one, may have found nothing.
@@ -202,7 +202,7 @@ def test_threads_of_an_executor_that_a_task_used_are_no_reason_for_another_exit(
     assert worker.stop() == 0
 
     assert commands.exited == [worker.pid]
-    assert "left threads behind" not in worker.log
+    assert "left threads running" not in worker.log
 
 
 @both_kinds

@@ -133,7 +133,7 @@ def test_a_thread_that_a_task_left_behind_does_not_hold_up_the_end(
     assert worker.stop() == 0
 
     assert time.monotonic() - asked_at < 10
-    assert "tasks left threads behind that do not end: left-behind" in worker.log
+    assert "tasks left threads running that do not end: left-behind" in worker.log
 
 
 @pytest.mark.row(29)
@@ -350,7 +350,7 @@ def test_an_exception_thrown_into_every_thread_ends_a_worker_in_order(
     eventually(has_hit, PATIENCE)
     assert worker.exit_code() == 1
     assert "the heartbeat stopped" in worker.log
-    assert "the guard of this worker's statements failed, and goes on" in worker.log
+    assert "the guard of this worker's statements failed and continues" in worker.log
     assert "could run no Python" not in worker.log
     assert queue.state(job) == "done"
     assert queue.workers() == {}

@@ -63,7 +63,7 @@ def each_was_done_once(queue: Queue, jobs: Sequence[int], worker: WorkerProcess)
     assert [row for row in rows if (row.state, row.attempt, row.crashes, row.errors) != ("done", 1, 0, [])] == []
     begun = Counter(entry["job"] for entry in queue.entries(what="begin"))
     assert {begun[job] for job in jobs} == {1}
-    assert "that is dropped" not in worker.log
+    assert "the outcome is dropped" not in worker.log
     assert "declared dead" not in worker.log
     assert worker.stop() == 0
 
@@ -236,7 +236,7 @@ def test_a_retry_that_is_committed_late_is_one_retry(
 
         assert (ended.attempt, ended.crashes) == (2, 0)
         assert [error["attempt"] for error in ended.errors] == [1, 2]
-        assert "that is dropped" not in worker.log
+        assert "the outcome is dropped" not in worker.log
         assert worker.stop() == 0
     audit.check()
 

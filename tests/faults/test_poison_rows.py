@@ -104,5 +104,5 @@ def test_a_result_too_large_for_the_database_fails_its_job_alone(queue: Queue, w
     # The effect has happened, so it is not repeated.
     assert [len(queue.entries(job, "begin")) for job in jobs] == [1] * 5
     for job in ended:
-        assert "the task ran, but what it returned cannot be kept" in json.dumps(job.errors)
+        assert "the task ran, but its result cannot be stored" in json.dumps(job.errors)
     eventually(lambda: worker.is_alive and queue.rows("select 1 where not exists (select from pgcron.jobs)"), PATIENCE)

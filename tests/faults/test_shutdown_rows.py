@@ -130,7 +130,7 @@ def test_a_signal_before_the_database_answers_ends_the_start(queue: Queue, worke
 
     assert worker.stop() == 0
 
-    assert "stopped before the database was there" in worker.log
+    assert "stopped before the database was available" in worker.log
 
 
 @pytest.mark.row(15)

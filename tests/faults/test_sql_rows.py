@@ -552,7 +552,7 @@ def test_a_running_job_that_a_user_deletes_is_reported_lost_once(queue: Queue, w
 
     queue.rows("delete from pgcron.jobs where id = %s", job)
 
-    eventually(lambda: "but was no longer this worker's; that is dropped" in worker.log)
+    eventually(lambda: "but was no longer this worker's; the outcome is dropped" in worker.log)
     assert worker.log.count("no longer this worker's") == 1
     queue.until(queue.enqueue("nap"), "done")
     assert worker.stop() == 0

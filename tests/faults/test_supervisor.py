@@ -263,7 +263,7 @@ def test_a_child_that_a_task_replaces_by_another_program_is_replaced_by_a_worker
     job = queue.enqueue("become_another_program")
 
     assert queue.until(job, "done", within=PATIENCE).attempt == 1
-    assert "has put another program in its place; killing it" in parent.log
+    assert "so a task has replaced it by another program; killing it" in parent.log
     eventually(lambda: len([c for c in parent.children() if c in queue.workers()]) == 2, PATIENCE)
     assert parent.stop() == 0
 

@@ -30,7 +30,7 @@ from pgcron_lite.schedules import schedule, ticks
 from pgcron_lite.schedules.schedule import Schedule
 from pgcron_lite.schedules.ticks import Entry, Move
 from pgcron_lite.worker.execute import Ended
-from pgcron_lite.worker.scheduler import MAX_OTHERS_TURNS, Scheduler
+from pgcron_lite.worker.scheduler import MAX_YIELDS, Scheduler
 
 PROGRAM = Path(__file__).with_name("time_tasks.py")
 SECONDS = float(os.environ.get("PGCRON_CRON_SECONDS", "15"))
@@ -363,9 +363,9 @@ def test_whoever_holds_the_lock_cannot_keep_schedules_from_being_kept(crew: Crew
     with psycopg.connect(pg_url) as stranger:
         stranger.execute("select pg_advisory_xact_lock(hashtextextended('pgcron planner', 7090))")
 
-        turns = [scheduler.step() for _ in range(MAX_OTHERS_TURNS + 1)]
+        turns = [scheduler.step() for _ in range(MAX_YIELDS + 1)]
 
-    assert turns == [False] * MAX_OTHERS_TURNS + [True]
+    assert turns == [False] * MAX_YIELDS + [True]
 
 
 @pytest.mark.row(102)
@@ -397,13 +397,13 @@ def test_a_schedule_that_was_edited_into_nonsense_breaks_alone(
     clock.advance(600)
 
     held = store.claim(me, uuid.uuid4(), ["*"], ["add"], 9)
-    let_in, turned_away = scheduler.admit(held)
-    assert (len(let_in), turned_away) == (2, [])
+    let_in, rejected = scheduler.admit(held)
+    assert (len(let_in), rejected) == (2, [])
     store.settle([Outcome(job.id, job.claim or me, "done") for job in let_in])
     for job in let_in:
         scheduler.written([Ended(job, Outcome(job.id, job.claim or me, "done"), 0.0)])
     clock.advance(20)
-    scheduler.heed(store.look(["*"], ["add"]))
+    scheduler.apply(store.look(["*"], ["add"]))
     scheduler.step()
 
     assert [view.outcome for view in store.ticks("good")] == [None, "done"]

@@ -264,7 +264,7 @@ def turn_until_ended(app: PgCron, handle: Any) -> None:
     worker.store.register(worker.card)
 
     def is_over() -> bool:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return handle.job().is_final and worker.is_idle()
 

@@ -24,7 +24,7 @@ from pgcron_lite.pg.connection import Connection
 from pgcron_lite.pg.enqueue import COPIES_FROM, RING_WINDOW
 from pgcron_lite.pg.store import PostgresStore
 from pgcron_lite.pg.url import parse_url
-from pgcron_lite.worker.loop import ATTENTIVE_SECONDS, Worker
+from pgcron_lite.worker.loop import RECHECK_SECONDS, Worker
 
 PATIENCE = 30.0
 FOR_EVER = 3600.0
@@ -463,7 +463,7 @@ def test_nobody_waits_for_a_bell_that_somebody_holds(ringing: PostgresStore, pg_
 
 
 def test_a_worker_is_attentive_for_longer_than_a_producer_keeps_silent() -> None:
-    assert RING_WINDOW < ATTENTIVE_SECONDS <= 0.05
+    assert RING_WINDOW < RECHECK_SECONDS <= 0.05
 
 
 class Hands:
@@ -510,7 +510,7 @@ class Hands:
     def settle_down(self) -> None:
         """Live, with nothing left to hear and nothing left to look for."""
         self.turn_until(lambda: self.bell.is_live)
-        self.turn_until(lambda: self.worker._look_at == float("inf") and self.worker.is_idle())
+        self.turn_until(lambda: self.worker._claim_at == float("inf") and self.worker.is_idle())
 
     def state(self, job_id: int) -> str:
         job = self.store.get(job_id)
@@ -544,7 +544,7 @@ def test_a_job_that_came_too_soon_to_ring_is_found_by_a_second_look(
     # It will never be rung for: the window lasts for ever.
     (trailing,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
 
-    assert hands.worker._look_at <= time.monotonic() + ATTENTIVE_SECONDS
+    assert hands.worker._claim_at <= time.monotonic() + RECHECK_SECONDS
     hands.turn_until(lambda: hands.state(trailing) == "done")
     hands.turn_until(lambda: hands.state(first) == "done")
 
@@ -590,7 +590,7 @@ def test_a_bulk_within_the_window_is_found_by_a_second_look(
     monkeypatch.setattr(enqueue_module, "RING_WINDOW", FOR_EVER)
     hands.settle_down()
     ringing.ring()
-    hands.turn_until(lambda: hands.worker._look_at != float("inf"))
+    hands.turn_until(lambda: hands.worker._claim_at != float("inf"))
 
     ids = ringing.enqueue([NewJob("add", '{"text": ""}')] * COPIES_FROM)
 
@@ -601,7 +601,7 @@ def test_a_bulk_within_the_window_is_found_by_a_second_look(
 def test_notices_are_taken_in_while_every_slot_is_busy(hands: Hands, pg_url: str) -> None:
     hands.settle_down()
     ids = hands.store.enqueue([NewJob("wait")] * 2)
-    hands.worker.look_soon()
+    hands.worker.claim_soon()
     hands.turn_until(lambda: len(hands.entered) == 2)
 
     with psycopg.connect(pg_url, autocommit=True) as conn:

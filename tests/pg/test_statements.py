@@ -390,11 +390,11 @@ def test_a_batch_of_jobs_costs_a_worker_a_claim_and_a_settlement(hire: Callable[
     worker = hire()
     # It has just looked for suspects, and its jobs take next to no time.
     worker._suspects.next_try = worker._reap_at = float("inf")
-    worker._prefetch.learn([0.0001] * 64)
+    worker._prefetch.record([0.0001] * 64)
     ids = worker.store.enqueue([NewJob("add", '{"x": 1}')] * 500)
 
     def run() -> None:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         eventually(lambda: len(worker.slots.ended) == 500, within=30)
         worker.step()
@@ -420,7 +420,7 @@ def test_of_fifty_workers_woken_for_one_job_one_gets_it_and_the_others_ask_littl
     together = threading.Barrier(len(workers), timeout=30)
 
     def wake(worker: Worker) -> int:
-        worker.look_soon()
+        worker.claim_soon()
         together.wait()
         worker.step()
         return len(worker.running)

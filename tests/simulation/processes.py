@@ -127,14 +127,14 @@ class Process:
             return
         world = self.world
         worker = self.worker = self._make(
-            app, cast(Any, self._link), card, bell=self._bell, tell=self.tell, slots=self._slots, clock=world.seconds,
-            spread=world.random.uniform,
+            app, cast(Any, self._link), card, bell=self._bell, wake_loop=self.tell, slots=self._slots,
+            clock=world.seconds, spread=world.random.uniform,
         )  # fmt: skip
         self._heartbeat = world.start(self._beat)
         while True:
             wait = worker.step()
             if self._is_refused:
-                production.Process._become_another(cast(Any, self), worker, cast(Any, self))
+                production.Process._register_again(cast(Any, self), worker, cast(Any, self))
             if self.is_stopping and not worker.stopping:
                 worker.stop()
                 self._deadline = world.seconds() + GRACE_SECONDS
@@ -168,7 +168,7 @@ class Process:
             self.world.wait(max(seconds, 0.0001), self, self._pause)
         self._pause, self._is_told = None, False
 
-    def go_on_as(self, worker: uuid.UUID) -> None:
+    def continue_as(self, worker: uuid.UUID) -> None:
         """The heart beats for a new identity, after the old one was declared dead."""
         self.world.say(self.name, "was declared dead and goes on under a new name")
         self.id = worker
@@ -260,9 +260,9 @@ class SimulatedSlots(Slots):
     def _fill(self) -> None:
         while self._waiting and self._serving < self.count and not self._process.is_dead:
             job, since, at = self._waiting.popleft()
-            if self._clock() - since > self._patience:
+            if self._clock() - since > self._max_age:
                 self._late.append((job, since, at))
-                self._say()
+                self._wake_loop_once()
             else:
                 self._begin(job)
 
@@ -303,4 +303,4 @@ class SimulatedSlots(Slots):
         self.ended.append(Ended(ended.job, ended.outcome, seconds, ended.error))
         self._fill()
         if not self._waiting or len(self.ended) >= self.enough:
-            self._say()
+            self._wake_loop_once()

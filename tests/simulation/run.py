@@ -201,7 +201,7 @@ class Drive:
 
 @contextlib.contextmanager
 def _deterministic(world: World) -> Iterator[None]:
-    """Tokens come from the seed, so a run can be repeated; and a worker is in full swing with a few jobs."""
+    """Tokens come from the seed, so a run can be repeated; and a worker pipelines with a few jobs."""
     uuid4, series = uuid.uuid4, pgcron_lite.worker.loop.SERIES
     uuid.uuid4 = lambda: uuid.UUID(int=world.random.getrandbits(128), version=4)
     pgcron_lite.worker.loop.SERIES = SERIES

@@ -1,4 +1,4 @@
-"""Claims in doubt: each is asked for once, kept while it may still be committed, and not for ever."""
+"""Uncertain claims: each is looked up once, and kept while it may still be committed, up to a limit."""
 
 import uuid
 
@@ -17,7 +17,7 @@ class Seconds:
         return self.now
 
 
-def test_a_claim_that_was_asked_for_in_vain_is_not_asked_for_again_and_stays_in_doubt() -> None:
+def test_a_claim_that_was_looked_up_without_result_is_not_looked_up_again_and_stays_uncertain() -> None:
     uncertain = UncertainClaims(Seconds())
     uncertain.add(FIRST)
     uncertain.add(SECOND)
@@ -28,17 +28,17 @@ def test_a_claim_that_was_asked_for_in_vain_is_not_asked_for_again_and_stays_in_
     assert set(uncertain) == {FIRST, SECOND}
 
 
-def test_a_claim_whose_jobs_were_found_is_in_doubt_no_more() -> None:
+def test_a_claim_whose_jobs_were_found_is_no_longer_uncertain() -> None:
     uncertain = UncertainClaims(Seconds())
     uncertain.add(FIRST)
 
-    uncertain.settle(FIRST)
+    uncertain.resolve(FIRST)
 
     assert uncertain.next is None
     assert not uncertain
 
 
-def test_doubts_do_not_pile_up() -> None:
+def test_uncertain_claims_do_not_accumulate() -> None:
     seconds = Seconds()
     uncertain = UncertainClaims(seconds)
     for number in range(1000):
@@ -51,7 +51,7 @@ def test_doubts_do_not_pile_up() -> None:
     assert not uncertain
 
 
-def test_a_claim_that_could_not_be_asked_for_is_not_forgotten_however_long_the_database_is_away() -> None:
+def test_a_claim_that_could_not_be_looked_up_is_kept_throughout_an_outage() -> None:
     seconds = Seconds()
     uncertain = UncertainClaims(seconds)
     uncertain.add(FIRST)

@@ -1,4 +1,4 @@
-"""One attempt: whatever a task does becomes an outcome, and whatever it raises becomes text that can be stored."""
+"""One attempt: everything a task does becomes an outcome, and everything it raises becomes text that can be stored."""
 
 import json
 import uuid
@@ -9,7 +9,7 @@ import pytest
 from pgcron_lite import Cancel, PgCron, Retry, Snooze, current_job
 from pgcron_lite.job import Job, NewJob
 from pgcron_lite.memory import MemoryStore
-from pgcron_lite.worker.execute import MAX_TEXT, MAX_TRACEBACK, Ended, clean, one_line, run, thrown_off
+from pgcron_lite.worker.execute import MAX_TEXT, MAX_TRACEBACK, Ended, clean, interrupted, one_line, run
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def raising(error: BaseException) -> Any:
     return work
 
 
-def told(ended: Ended) -> dict[str, Any]:
+def error_entry(ended: Ended) -> dict[str, Any]:
     assert ended.outcome.error is not None
     return dict(ended.outcome.error)
 
 
-def test_a_task_that_returns_is_done_and_its_result_kept(app: PgCron) -> None:
+def test_a_task_that_returns_is_done_and_its_result_stored(app: PgCron) -> None:
     def work(x: int) -> dict[str, int]:
         return {"twice": 2 * x}
 
@@ -52,7 +52,7 @@ def test_a_task_that_returns_is_done_and_its_result_kept(app: PgCron) -> None:
     assert ended.seconds >= 0
 
 
-def test_a_result_is_not_kept_when_the_task_says_so(app: PgCron) -> None:
+def test_a_result_is_not_stored_if_the_task_is_declared_so(app: PgCron) -> None:
     ended = ran(app, plain_object, keep_result=False)
 
     assert (ended.outcome.state, ended.outcome.result) == ("done", None)
@@ -68,7 +68,7 @@ def plain_object() -> object:
     [object(), float("nan"), "x" * 1_000_000, "a\0b", "\ud800"],
     ids=["object", "nan", "huge", "nul", "surrogate"],
 )
-def test_a_result_that_cannot_be_kept_fails_the_job_at_once_for_its_effects_have_happened(
+def test_a_result_that_cannot_be_stored_fails_the_job_without_a_retry(
     app: PgCron, result: object
 ) -> None:
     def work() -> object:
@@ -77,12 +77,12 @@ def test_a_result_that_cannot_be_kept_fails_the_job_at_once_for_its_effects_have
     ended = ran(app, work)
 
     assert ended.outcome.state == "failed"
-    assert "the task ran, but what it returned cannot be kept" in told(ended)["error"]
+    assert "the task ran, but its result cannot be stored" in error_entry(ended)["error"]
 
 
 @pytest.mark.row(19)
 @pytest.mark.parametrize("args", ['{"x": {"$datetime": "never"}}', '{"y": 1}', "[1, 2, 3]"])
-def test_arguments_that_cannot_be_read_never_will_be(app: PgCron, args: str) -> None:
+def test_arguments_that_cannot_be_decoded_fail_the_job_without_a_retry(app: PgCron, args: str) -> None:
     calls = []
 
     def work(x: int) -> None:
@@ -92,7 +92,7 @@ def test_arguments_that_cannot_be_read_never_will_be(app: PgCron, args: str) -> 
 
     assert calls == []
     assert ended.outcome.state in ("failed", "queued")
-    assert told(ended)["error"]
+    assert error_entry(ended)["error"]
 
 
 def test_an_error_is_retried_and_the_last_attempt_fails(app: PgCron) -> None:
@@ -101,24 +101,24 @@ def test_an_error_is_retried_and_the_last_attempt_fails(app: PgCron) -> None:
 
     assert (again.outcome.state, last.outcome.state) == ("queued", "failed")
     assert again.outcome.delay is not None
-    assert told(last)["error"] == "ValueError: no"
-    assert told(last)["attempt"] == 1
-    assert "raise error" in told(last)["traceback"]
+    assert error_entry(last)["error"] == "ValueError: no"
+    assert error_entry(last)["attempt"] == 1
+    assert "raise error" in error_entry(last)["traceback"]
 
 
 @pytest.mark.row(26)
 @pytest.mark.parametrize(
     "error", [SystemExit(0), SystemExit("bye"), KeyboardInterrupt(), GeneratorExit(), BaseException("all")], ids=repr
 )
-def test_what_is_no_exception_is_a_failure_all_the_same(app: PgCron, error: BaseException) -> None:
+def test_a_base_exception_is_a_failure_too(app: PgCron, error: BaseException) -> None:
     ended = ran(app, raising(error))
 
     assert ended.outcome.state == "queued"
     assert ended.outcome.gives_back is False
-    assert told(ended)["error"].startswith(type(error).__name__)
+    assert error_entry(ended)["error"].startswith(type(error).__name__)
 
 
-def test_a_task_steers_its_job(app: PgCron) -> None:
+def test_a_task_can_retry_snooze_or_cancel_its_job(app: PgCron) -> None:
     outcomes = [
         ran(PgCron(f"app{number}", url="memory://"), raising(error)).outcome
         for number, error in enumerate([Retry("5s"), Snooze("7s"), Cancel("enough")])
@@ -127,7 +127,7 @@ def test_a_task_steers_its_job(app: PgCron) -> None:
     assert [(o.state, o.delay, o.gives_back) for o in outcomes] == [
         ("queued", 5.0, False), ("queued", 7.0, True), ("cancelled", None, False),
     ]
-    # They are no errors, and bring no traceback.
+    # These are not errors, so there is no traceback.
     assert outcomes[2].error is not None
     assert outcomes[2].error["error"] == "enough"
     assert "traceback" not in outcomes[2].error
@@ -136,10 +136,10 @@ def test_a_task_steers_its_job(app: PgCron) -> None:
 def test_an_unknown_task_is_an_outcome_too(app: PgCron) -> None:
     ended = run(app, claimed(task="nobody"))
 
-    assert "no task named 'nobody'" in told(ended)["error"]
+    assert "no task named 'nobody'" in error_entry(ended)["error"]
 
 
-def test_the_current_job_is_there_while_the_task_runs_and_not_after(app: PgCron) -> None:
+def test_the_current_job_is_available_only_while_the_task_runs(app: PgCron) -> None:
     seen = []
 
     def work() -> None:
@@ -154,8 +154,8 @@ def test_the_current_job_is_there_while_the_task_runs_and_not_after(app: PgCron)
 @pytest.mark.row(29)
 @pytest.mark.row(30)
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "both \0 and \udfff"], ids=["nul", "surrogate", "both"])
-def test_text_that_postgres_refuses_is_written_another_way(app: PgCron, text: str) -> None:
-    entry = told(ran(app, raising(ValueError(text))))
+def test_characters_that_postgres_rejects_are_escaped(app: PgCron, text: str) -> None:
+    entry = error_entry(ran(app, raising(ValueError(text))))
 
     for part in ("error", "traceback"):
         entry[part].encode()
@@ -164,8 +164,8 @@ def test_text_that_postgres_refuses_is_written_another_way(app: PgCron, text: st
 
 
 @pytest.mark.row(31)
-def test_long_text_keeps_its_beginning_and_its_end(app: PgCron) -> None:
-    entry = told(ran(app, raising(ValueError("begin" + "x" * 50_000_000 + "end"))))
+def test_long_text_is_cut_in_the_middle(app: PgCron) -> None:
+    entry = error_entry(ran(app, raising(ValueError("begin" + "x" * 50_000_000 + "end"))))
 
     assert entry["error"].startswith("ValueError: begin")
     assert entry["error"].endswith("end")
@@ -175,26 +175,26 @@ def test_long_text_keeps_its_beginning_and_its_end(app: PgCron) -> None:
 
 
 @pytest.mark.row(31)
-def test_a_chain_of_causes_that_bites_its_tail_has_an_end(app: PgCron) -> None:
+def test_a_circular_chain_of_causes_is_formatted(app: PgCron) -> None:
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
 
-    assert "one" in told(ran(app, raising(one)))["traceback"]
+    assert "one" in error_entry(ran(app, raising(one)))["traceback"]
 
 
 @pytest.mark.row(31)
-def test_a_recursion_without_end_is_an_error_like_any_other(app: PgCron) -> None:
+def test_infinite_recursion_is_an_ordinary_failure(app: PgCron) -> None:
     def work() -> None:
         work()
 
-    entry = told(ran(app, work))
+    entry = error_entry(ran(app, work))
 
     assert entry["error"].startswith("RecursionError")
     assert len(entry["traceback"]) < MAX_TRACEBACK + 100
 
 
 class Ambush(str):
-    """Text whose every method but the plain ones springs a trap."""
+    """A text whose methods raise, except those of plain `str`."""
 
     def __format__(self, how: str) -> str:
         raise SystemExit
@@ -222,29 +222,29 @@ class Untold(Exception):
 @pytest.mark.parametrize(
     ("trap", "line"),
     [
-        (ValueError("no"), "Untold: <its text cannot be had: ValueError>"),
-        (SystemExit(3), "Untold: <its text cannot be had: SystemExit>"),
-        (RecursionError(), "Untold: <its text cannot be had: RecursionError>"),
-        (42, "Untold: <its text cannot be had: TypeError>"),
+        (ValueError("no"), "Untold: <its text is not available: ValueError>"),
+        (SystemExit(3), "Untold: <its text is not available: SystemExit>"),
+        (RecursionError(), "Untold: <its text is not available: RecursionError>"),
+        (42, "Untold: <its text is not available: TypeError>"),
         (Ambush("text"), "Untold: text"),
         ("", "Untold"),
     ],
     ids=["raises", "exits", "recurses", "no text", "ambush", "empty"],
 )
-def test_an_error_whose_text_cannot_be_had_is_told_by_its_name(app: PgCron, trap: object, line: str) -> None:
+def test_an_error_whose_text_is_not_available_is_shown_by_its_name(app: PgCron, trap: object, line: str) -> None:
     ended = ran(app, raising(Untold(trap)))
 
-    assert told(ended)["error"] == line
+    assert error_entry(ended)["error"] == line
     assert one_line(Untold(trap)) == line
 
 
-def test_text_that_is_short_and_clean_stays_as_it_is() -> None:
+def test_short_clean_text_is_unchanged() -> None:
     assert clean("grün ☂ ok", 100) == "grün ☂ ok"
 
 
-def test_what_throws_the_runner_itself_off_counts_as_a_failed_attempt() -> None:
-    ended = thrown_off(claimed(max_attempts=1), KeyboardInterrupt())
-    again = thrown_off(claimed(max_attempts=2), KeyboardInterrupt())
+def test_an_exception_thrown_in_outside_the_task_is_a_failed_attempt() -> None:
+    ended = interrupted(claimed(max_attempts=1), KeyboardInterrupt())
+    again = interrupted(claimed(max_attempts=2), KeyboardInterrupt())
 
     assert (ended.outcome.state, again.outcome.state) == ("failed", "queued")
-    assert told(ended)["error"] == "KeyboardInterrupt from outside"
+    assert error_entry(ended)["error"] == "KeyboardInterrupt, thrown in from outside the task"

@@ -1,4 +1,4 @@
-"""Who is declared dead, and after how much watching. The reaper's own clock is moved by hand."""
+"""The reaper: which workers are declared dead, and after how long. The test moves the reaper's clock."""
 
 import uuid
 from typing import Any
@@ -13,7 +13,7 @@ LEASE = 30.0
 
 
 class Watch:
-    """A clock that is moved by hand."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -28,7 +28,7 @@ def watch() -> Watch:
 
 
 def holding(store: Any, worker: uuid.UUID) -> int:
-    """A registered worker that runs a job; the job's id."""
+    """Register a worker that runs a job. Return the job's id."""
     store.register(WorkerCard(worker, "box", 7, ("*",), 1, "threads", "1"))
     [job_id] = store.enqueue([NewJob("add")])
     store.claim(worker, uuid.uuid4(), ["*"], ["add"], 1)
@@ -36,20 +36,20 @@ def holding(store: Any, worker: uuid.UUID) -> int:
 
 
 def look(reaping: Reaper, watch: Watch, after: float) -> list[int]:
-    """The jobs that are rescued by a look so many seconds after the last."""
+    """Step the reaper `seconds` after its last step. Return the rescued jobs."""
     watch.seconds += after
     return [job.id for job in reaping.step(ME, reaping._store.look(["*"], []).pulses)]
 
 
-def test_a_worker_is_buried_when_its_beat_has_been_watched_standing_still_for_a_lease(store: Any, watch: Watch) -> None:
+def test_a_worker_is_dead_when_its_heartbeat_was_unchanged_for_an_observed_lease(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
     reaping = Reaper(store, LEASE, watch)
 
     assert [look(reaping, watch, after) for after in (0, 29.9, 0.1)] == [[], [], [job_id]]
 
 
-def test_a_long_silence_before_the_first_look_counts_for_nothing(store: Any, clock: Any, watch: Watch) -> None:
-    """After an outage in which nobody could beat, or when the database's clock has jumped."""
+def test_silence_before_the_first_observation_does_not_count(store: Any, clock: Any, watch: Watch) -> None:
+    """As after an outage without heartbeats, or a jump of the database's clock."""
     holding(store, OTHER)
     clock.advance(86_400)
 
@@ -57,7 +57,7 @@ def test_a_long_silence_before_the_first_look_counts_for_nothing(store: Any, clo
     assert store.look(["*"], []).pulses == {OTHER: 0}
 
 
-def test_a_beat_begins_the_watch_anew(store: Any, watch: Watch) -> None:
+def test_a_heartbeat_restarts_the_observation(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
     reaping = Reaper(store, LEASE, watch)
     look(reaping, watch, 0)
@@ -68,8 +68,8 @@ def test_a_beat_begins_the_watch_anew(store: Any, watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("silence", [1.0, 500.0])
-def test_a_new_connection_begins_the_watch_anew(store: Any, watch: Watch, silence: float) -> None:
-    """However long it took to get one: nobody could beat while the database was away."""
+def test_a_new_connection_restarts_the_observation(store: Any, watch: Watch, silence: float) -> None:
+    """However long the reconnect took: while the database was away there were no heartbeats."""
     job_id = holding(store, OTHER)
     reaping = Reaper(store, LEASE, watch)
     look(reaping, watch, 0)
@@ -81,7 +81,7 @@ def test_a_new_connection_begins_the_watch_anew(store: Any, watch: Watch, silenc
     assert [look(reaping, watch, after) for after in (silence, 29, 1)] == [[], [], [job_id]]
 
 
-def test_an_orphan_is_rescued_after_the_same_watch(store: Any, watch: Watch) -> None:
+def test_jobs_of_a_worker_without_a_row_are_rescued_after_the_same_time(store: Any, watch: Watch) -> None:
     job_id = holding(store, OTHER)
     store.forget(OTHER)
     reaping = Reaper(store, LEASE, watch)
@@ -89,7 +89,7 @@ def test_an_orphan_is_rescued_after_the_same_watch(store: Any, watch: Watch) -> 
     assert [look(reaping, watch, after) for after in (0, 29.9, 0.1)] == [[], [], [job_id]]
 
 
-def test_nobody_buries_itself(store: Any, watch: Watch) -> None:
+def test_a_worker_never_reaps_itself(store: Any, watch: Watch) -> None:
     holding(store, ME)
     reaping = Reaper(store, LEASE, watch)
 

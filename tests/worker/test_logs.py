@@ -1,4 +1,4 @@
-"""Log lines: what they hold in each format, that nothing in them can forge another, and that nobody waits for them."""
+"""Log lines: their content in each format, safety against forged lines, and a heartbeat that never waits for them."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def a_job(**changes: object) -> Job:
 
 @pytest.fixture
 def root():
-    """The root logger, put back as it was."""
+    """The root logger, restored after the test."""
     logger = logging.getLogger()
     handlers, level = list(logger.handlers), logger.level
     yield logger
@@ -44,7 +44,7 @@ def root():
 
 
 def lines(format: logs.Format, root: logging.Logger, *calls: tuple[str, dict]) -> list[str]:
-    """What is written when each message is logged with its extra fields."""
+    """Log each message with its extra fields. Return the output."""
     stream = io.StringIO()
     logs.set_up(format, "info", stream)
     for message, extra in calls:
@@ -54,7 +54,7 @@ def lines(format: logs.Format, root: logging.Logger, *calls: tuple[str, dict]) -
 
 @pytest.mark.parametrize("format", logs.FORMATS)
 @pytest.mark.row("S22")
-def test_nothing_in_a_message_begins_a_line_or_steers_a_terminal(root, format):
+def test_no_text_in_a_message_starts_a_line_or_controls_a_terminal(root, format):
     written = lines(format, root, (NASTY, {"task": NASTY, "job_id": 1}))
 
     begun = [line for line in written if not line.startswith("    ")]
@@ -62,13 +62,13 @@ def test_nothing_in_a_message_begins_a_line_or_steers_a_terminal(root, format):
     assert all(c.isprintable() for line in written for c in line)
 
 
-def test_json_holds_the_message_as_it_was(root):
+def test_json_contains_the_unchanged_message(root):
     (line,) = lines("json", root, (NASTY, {}))
 
     assert json.loads(line)["msg"] == NASTY
 
 
-def test_a_jobs_record_carries_the_fields_dashboards_are_built_on(root):
+def test_a_jobs_record_has_the_fields_that_dashboards_use(root):
     extra = fields(a_job(), "done", 0.25)
 
     (as_json,) = lines("json", root, ("it is done", extra))
@@ -93,7 +93,7 @@ def test_logfmt_quotes_what_is_not_one_plain_word(value, written):
     assert logs.quoted(value) == written
 
 
-def test_a_line_that_a_task_logs_says_which_job_it_comes_from(root):
+def test_a_line_that_a_task_logs_names_its_job(root):
     token = running.set(Running(PgCron("x"), a_job(), lambda: False))
     try:
         (as_text,) = lines("text", root, ("sending", {}))
@@ -123,7 +123,7 @@ def test_a_traceback_stays_with_its_entry(root):
     assert any("ValueError: two" in line for line in rest)
 
 
-def test_a_dyno_has_times_of_its_own(root, monkeypatch):
+def test_on_heroku_lines_have_no_times(root, monkeypatch):
     monkeypatch.setenv("DYNO", "worker.1")
 
     (as_text,) = lines("text", root, ("hello", {}))
@@ -133,7 +133,7 @@ def test_a_dyno_has_times_of_its_own(root, monkeypatch):
     assert as_logfmt == "at=info logger=test msg=hello"
 
 
-def test_the_apps_own_logging_is_left_alone_unless_a_format_is_asked_for(root):
+def test_the_apps_own_logging_is_unchanged_unless_a_format_is_given(root):
     own = logging.NullHandler()
     root.handlers[:] = [own]
 
@@ -145,7 +145,7 @@ def test_the_apps_own_logging_is_left_alone_unless_a_format_is_asked_for(root):
     assert own not in root.handlers
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch):
+def test_only_terminals_get_colours_and_no_color_disables_them(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -160,8 +160,8 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
 
     assert "\x1b[31m" in coloured
     assert "\x1b" not in plain + elsewhere
-    assert logs.usual_format(Terminal()) == "text"
-    assert logs.usual_format(io.StringIO()) == "logfmt"
+    assert logs.default_format(Terminal()) == "text"
+    assert logs.default_format(io.StringIO()) == "logfmt"
 
 
 CHATTER = """
@@ -179,7 +179,7 @@ def talk() -> None:
 
 @pytest.mark.row(140)
 @pytest.mark.parametrize("how", [[], ["--gevent"]], ids=["threads", "gevent"])
-def test_a_log_that_nobody_reads_stops_no_heartbeat(tmp_path: Path, pg_url: str, how: list[str]):
+def test_a_blocked_log_pipe_does_not_stop_the_heartbeat(tmp_path: Path, pg_url: str, how: list[str]):
     (tmp_path / "chatter.py").write_text(CHATTER)
     env = {
         **os.environ, "DATABASE_URL": pg_url, "PGCRON_LEASE": "1.5s", "PGCRON_GRACE": "0",
@@ -191,7 +191,7 @@ def test_a_log_that_nobody_reads_stops_no_heartbeat(tmp_path: Path, pg_url: str,
         with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) as worker:
             try:
                 query = "select beat, running, idle_loop from pgcron.workers"
-                # The loop may stand still as well, behind the job that writes. Then nothing settles any more.
+                # The loop may block too, behind the job that writes. Then no outcome is written any more.
                 eventually(lambda: (row := conn.execute(query).fetchone()) and row[1] == 1, within=30)
                 first = conn.execute(query).fetchone()[0]
                 eventually(lambda: conn.execute(query).fetchone()[0] >= first + 6, within=30)

@@ -1,4 +1,4 @@
-"""The worker, turned by hand: what it claims, what it writes down, whom it rescues, how it stops and how it endures."""
+"""The worker, stepped by the test: claims, outcomes, rescues, shutdown and outages."""
 
 import threading
 import time
@@ -17,12 +17,12 @@ from pgcron_lite.job import Job, NewJob, Outcome, WorkerCard
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.worker import loop as loop_module
 from pgcron_lite.worker.loop import MAX_PAUSE, SERIES, Worker
-from pgcron_lite.worker.prefetch import MEMORY
+from pgcron_lite.worker.prefetch import WINDOW
 from pgcron_lite.worker.slots import check_slots
 
 
 class Flaky(MemoryStore):
-    """A store whose replies can be lost: `before` raises instead of doing, `after` does and then raises."""
+    """A store whose replies can be lost: `before` raises without executing, `after` executes and then raises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Flaky(MemoryStore):
 
 
 class Late(MemoryStore):
-    """A store that commits some statements late: one of a verb in `held_up` is heard only when `go_on` is called, and
-    its reply never comes."""
+    """A store that commits some statements late: a call of a method in `held_up` is executed only when `go_on` is
+    called, and its reply is lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Late(MemoryStore):
         return self._do("close_ticks", lambda ids: MemoryStore.close_ticks(self, ids, **options), job_ids)
 
     def go_on(self) -> None:
-        """Commit what was held up."""
+        """Execute the calls that were held up."""
         self.held_up = set()
         while self._late:
             self._late.pop(0)()
@@ -82,7 +82,7 @@ class Late(MemoryStore):
 
 
 class Gate(threading.Event):
-    """The task `wait` runs until it is opened."""
+    """An event that ends the task `wait`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,12 +115,12 @@ def store() -> Flaky:
 
 @pytest.fixture
 def worker(app: PgCron, store: Flaky) -> Iterator[Worker]:
-    worker = hire(app, store)
+    worker = make_worker(app, store)
     yield worker
     worker.slots.close()
 
 
-def hire(app: PgCron, store: MemoryStore) -> Worker:
+def make_worker(app: PgCron, store: MemoryStore) -> Worker:
     card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0")
     store.register(card)
     return Worker(app, store, card)
@@ -132,7 +132,7 @@ def enqueue(store: MemoryStore, count: int = 1, **options: Any) -> list[int]:
 
 def turn_until(worker: Worker, fact: Callable[[], object]) -> None:
     def turned() -> object:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return fact()
 
@@ -152,7 +152,7 @@ def waiting_for(gate: Gate) -> Callable[[], None]:
     return wait
 
 
-def test_what_is_due_is_run_and_written_down(worker: Worker, store: Flaky) -> None:
+def test_a_due_job_is_run_and_its_outcome_written(worker: Worker, store: Flaky) -> None:
     ids = enqueue(store, 7)
 
     turn_until(worker, worker.is_idle)
@@ -167,23 +167,23 @@ def test_no_more_is_claimed_than_there_are_free_slots(
     ids = store.enqueue([NewJob("wait") for _ in range(5)])
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert states(store, ids).count("running") == 2
 
 
-def test_a_turn_says_when_the_next_deferred_job_is_due(worker: Worker, store: Flaky) -> None:
+def test_a_turn_returns_the_time_to_the_next_deferred_job(worker: Worker, store: Flaky) -> None:
     enqueue(store, execute_after=timedelta(seconds=0.05))
 
     assert worker.step() <= 0.05
 
 
-def test_a_job_to_be_tried_again_is_looked_for_when_it_is_due(app: PgCron, store: Flaky) -> None:
+def test_a_retried_job_is_claimed_when_it_is_due(app: PgCron, store: Flaky) -> None:
     app.task(fail, name="fail", backoff="30ms", max_attempts=2)
     app.configure(poll="1h")
-    worker = hire(app, store)
-    # Far away, so that nothing but the retry itself makes the worker look.
+    worker = make_worker(app, store)
+    # Far away, so that only the retry itself makes the worker claim.
     worker._reap_at = worker._maintenance.prune_at = float("inf")
     store.enqueue([NewJob("fail", max_attempts=2)])
     worker.step()
@@ -199,7 +199,7 @@ def fail() -> None:
     raise ValueError("no")
 
 
-def test_a_task_that_is_not_known_is_left(worker: Worker, store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_of_an_unknown_task_stays_queued(worker: Worker, store: Flaky, caplog: pytest.LogCaptureFixture) -> None:
     (foreign,) = store.enqueue([NewJob("works")])
 
     worker.step()
@@ -209,7 +209,7 @@ def test_a_task_that_is_not_known_is_left(worker: Worker, store: Flaky, caplog: 
 
 
 @pytest.mark.row(10)
-def test_a_stopping_worker_claims_nothing_and_returns_what_has_not_begun(
+def test_a_stopping_worker_claims_nothing_and_hands_back_jobs_that_have_not_started(
     worker: Worker, store: Flaky, gate: Gate
 ) -> None:
     running = store.enqueue([NewJob("wait") for _ in range(2)])
@@ -227,7 +227,7 @@ def test_a_stopping_worker_claims_nothing_and_returns_what_has_not_begun(
 
 
 @pytest.mark.row(11)
-def test_what_is_released_costs_no_attempt_and_its_end_counts_for_nothing(
+def test_a_released_job_loses_no_attempt_and_its_late_outcome_is_dropped(
     worker: Worker, store: Flaky, gate: Gate
 ) -> None:
     (job_id,) = store.enqueue([NewJob("wait", max_attempts=1)])
@@ -247,7 +247,7 @@ def test_what_is_released_costs_no_attempt_and_its_end_counts_for_nothing(
 
 @pytest.mark.row(3)
 @pytest.mark.parametrize("verb", ["claim", "claim_suspect"])
-def test_jobs_whose_claim_got_no_reply_are_found_again_by_its_token(worker: Worker, store: Flaky, verb: str) -> None:
+def test_jobs_of_a_claim_without_a_reply_are_found_by_its_token(worker: Worker, store: Flaky, verb: str) -> None:
     (job_id,) = enqueue(store)
     if verb == "claim_suspect":
         make_suspect(store, job_id)
@@ -271,32 +271,32 @@ def late() -> Late:
 
 @pytest.fixture
 def reconciler(app: PgCron, late: Late) -> Iterator[Worker]:
-    """A worker on `late` that looks around when a test makes it."""
+    """A worker on `late` that polls only when a test makes it."""
     app.configure(poll="1h", lease="1h")
-    worker = hire(app, late)
+    worker = make_worker(app, late)
     yield worker
     worker.slots.close()
 
 
 def hold_up_a_claim(worker: Worker, store: Late, verb: str = "claim") -> None:
-    """Let a claim go unanswered, and let the worker ask in vain what it has taken."""
+    """Lose the reply of a claim, and let the worker look up its jobs without a result."""
     store.held_up = {verb}
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     store.held_up = {"claim", "claim_suspect"}
     for _ in range(2):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
 
 def look_around(worker: Worker) -> None:
-    worker.look_around_soon()
+    worker.poll_soon()
     worker.step()
 
 
 @pytest.mark.row(3)
 @pytest.mark.parametrize("verb", ["claim", "claim_suspect"])
-def test_jobs_of_a_claim_that_is_committed_after_its_worker_has_asked_in_vain_are_run(
+def test_jobs_of_a_claim_that_is_committed_after_it_was_looked_up_are_run(
     reconciler: Worker, late: Late, verb: str
 ) -> None:
     (job_id,) = enqueue(late)
@@ -316,7 +316,7 @@ def test_jobs_of_a_claim_that_is_committed_after_its_worker_has_asked_in_vain_ar
 
 
 @pytest.mark.row(3)
-def test_a_suspect_whose_claim_is_committed_late_gets_no_neighbours(
+def test_a_suspect_whose_claim_is_committed_late_runs_isolated(
     reconciler: Worker, late: Late, gate: Gate
 ) -> None:
     (suspect,) = enqueue(late)
@@ -324,7 +324,7 @@ def test_a_suspect_whose_claim_is_committed_late_gets_no_neighbours(
     hold_up_a_claim(reconciler, late, "claim_suspect")
     late.held_up = set()
     (busy,) = late.enqueue([NewJob("wait")])
-    # Not yet: it would be taken before the others.
+    # Not due yet: it would be claimed before the others.
     reconciler._suspects.next_try = float("inf")
     turn_until(reconciler, lambda: gate.entered)
     late.go_on()
@@ -340,22 +340,22 @@ def test_a_suspect_whose_claim_is_committed_late_gets_no_neighbours(
 
 
 @pytest.mark.row(3)
-def test_what_a_worker_runs_holds_or_has_yet_to_write_is_not_taken_for_a_late_claim(
+def test_running_held_and_unwritten_jobs_do_not_count_as_a_late_claim(
     reconciler: Worker, late: Late, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[uuid.UUID] = []
-    monkeypatch.setattr(late, "held", lambda worker, claim: asked.append(claim) or [])
+    queries: list[uuid.UUID] = []
+    monkeypatch.setattr(late, "held", lambda worker, claim: queries.append(claim) or [])
     ended = enqueue(late)
     running = late.enqueue([NewJob("wait")])
     reconciler.step()
     eventually(lambda: gate.entered and reconciler.slots.ended)
-    # One runs, and the outcome of the other waits to be written. A turn would write it before it looks around.
+    # One job runs, and the outcome of the other waits to be written. A whole turn would write it before it polls.
     late.held_up = {"settle"}
     reconciler.step()
 
     reconciler._reconcile(late.look(["*"], [], reconciler.id).held)
 
-    assert asked == []
+    assert queries == []
     assert states(late, [*ended, *running]) == ["running", "running"]
 
 
@@ -378,7 +378,7 @@ def test_a_part_of_a_claim_that_is_committed_later_than_the_rest_is_found_too(
 
 
 @pytest.mark.row(10)
-def test_a_worker_that_stops_hands_back_what_a_claim_in_doubt_has_taken(reconciler: Worker, late: Late) -> None:
+def test_a_stopping_worker_hands_back_the_jobs_of_an_uncertain_claim(reconciler: Worker, late: Late) -> None:
     (job_id,) = enqueue(late)
     hold_up_a_claim(reconciler, late)
     reconciler.stop()
@@ -392,7 +392,7 @@ def test_a_worker_that_stops_hands_back_what_a_claim_in_doubt_has_taken(reconcil
 
 
 @pytest.mark.row(3)
-def test_a_worker_that_drains_waits_for_a_claim_in_doubt(reconciler: Worker, late: Late) -> None:
+def test_a_draining_worker_waits_for_an_uncertain_claim(reconciler: Worker, late: Late) -> None:
     (job_id,) = enqueue(late)
     hold_up_a_claim(reconciler, late)
     late.held_up = set()
@@ -402,7 +402,7 @@ def test_a_worker_that_drains_waits_for_a_claim_in_doubt(reconciler: Worker, lat
 
 
 @pytest.mark.row(3)
-def test_what_a_claim_takes_after_its_worker_has_left_is_rescued_and_counts_for_no_crash(
+def test_jobs_of_a_claim_committed_after_its_worker_has_ended_are_rescued_without_a_crash(
     reconciler: Worker, late: Late, app: PgCron
 ) -> None:
     (job_id,) = enqueue(late)
@@ -412,7 +412,7 @@ def test_what_a_claim_takes_after_its_worker_has_left_is_rescued_and_counts_for_
     late.go_on()
     assert states(late, [job_id]) == ["running"]
     app.configure(poll="1h", lease="0.5s")
-    other = hire(app, late)
+    other = make_worker(app, late)
 
     turn_until(other, lambda: look_around(other) or states(late, [job_id]) == ["done"])
     other.slots.close()
@@ -423,14 +423,14 @@ def test_what_a_claim_takes_after_its_worker_has_left_is_rescued_and_counts_for_
 
 
 @pytest.mark.row(7)
-def test_what_a_claim_takes_under_an_identity_that_its_worker_has_given_up_is_rescued(
+def test_jobs_of_a_claim_under_a_former_id_of_its_worker_are_rescued(
     late: Late, app: PgCron
 ) -> None:
-    worker = hire(app, late)
+    worker = make_worker(app, late)
     (job_id,) = enqueue(late)
     hold_up_a_claim(worker, late)
     late.reap([(worker.id, None)])
-    worker.become(replace(worker.card, id=uuid.uuid4()))
+    worker.register_as(replace(worker.card, id=uuid.uuid4()))
     late.go_on()
     assert states(late, [job_id]) == ["running"]
 
@@ -444,14 +444,14 @@ def test_what_a_claim_takes_under_an_identity_that_its_worker_has_given_up_is_re
 
 @pytest.mark.row(5)
 @pytest.mark.parametrize("task", ["work", "fail"])
-def test_an_outcome_that_is_committed_late_is_reported_once_and_as_our_own(
+def test_an_outcome_that_is_committed_late_is_reported_once_and_as_ours(
     reconciler: Worker, late: Late, app: PgCron, task: str
 ) -> None:
     heard: list[str] = []
     app.task(fail, name="fail", backoff="1h")
     for event in ("job_done", "job_retrying", "job_lost"):
         app.on(event)(lambda job, event=event: heard.append(event))
-    worker = hire(app, late)
+    worker = make_worker(app, late)
     (job_id,) = late.enqueue([NewJob(task)])
     worker.step()
     eventually(lambda: worker.slots.ended)
@@ -492,7 +492,7 @@ def test_jobs_whose_claim_is_old_when_its_reply_is_read_are_handed_back(
 
 
 @pytest.mark.row(5)
-def test_an_outcome_that_got_no_reply_is_known_for_our_own(worker: Worker, store: Flaky) -> None:
+def test_an_outcome_without_a_reply_is_recognized_as_ours(worker: Worker, store: Flaky) -> None:
     (job_id,) = enqueue(store)
     store.after = {"settle"}
     turn_until(worker, lambda: states(store, [job_id]) == ["done"])
@@ -504,7 +504,7 @@ def test_an_outcome_that_got_no_reply_is_known_for_our_own(worker: Worker, store
 
 
 @pytest.mark.row(16)
-def test_outcomes_wait_for_a_database_that_is_away(worker: Worker, store: Flaky) -> None:
+def test_outcomes_are_kept_during_an_outage(worker: Worker, store: Flaky) -> None:
     (job_id,) = enqueue(store)
     worker.step()
     store.before = {"claim", "claim_suspect", "settle"}
@@ -522,7 +522,7 @@ def test_outcomes_wait_for_a_database_that_is_away(worker: Worker, store: Flaky)
 
 
 @pytest.mark.row(7)
-def test_the_outcome_of_a_job_that_was_given_to_others_is_dropped_and_counted_once(
+def test_the_outcome_of_a_job_that_another_worker_has_is_dropped_and_counted_once(
     worker: Worker, store: Flaky, gate: Gate
 ) -> None:
     lost = []
@@ -541,7 +541,7 @@ def test_the_outcome_of_a_job_that_was_given_to_others_is_dropped_and_counted_on
 
 
 @pytest.mark.row(7)
-def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_new_name(
+def test_jobs_that_a_worker_claimed_after_it_was_declared_dead_move_to_its_new_id(
     worker: Worker, store: Flaky, gate: Gate
 ) -> None:
     store.reap([(worker.id, None)])
@@ -550,7 +550,7 @@ def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_n
     old = worker.id
     card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0")
 
-    worker.become(card)
+    worker.register_as(card)
 
     assert old not in store.look(["*"], []).pulses
     assert store.look(["*"], []).pulses == {card.id: 0}
@@ -561,8 +561,8 @@ def test_what_a_buried_worker_claimed_before_it_heard_of_it_comes_along_to_its_n
 
 
 @pytest.mark.row(7)
-def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCron, store: Flaky) -> None:
-    # Frozen, buried, back: the job it was running is due again, and it is the one with a free slot.
+def test_a_worker_may_claim_a_job_again_that_it_still_runs_under_a_lost_claim(app: PgCron, store: Flaky) -> None:
+    # After a freeze in which the worker was reaped: its job is due again, and only this worker has a free slot.
     gates = [threading.Event(), threading.Event()]
     entered: list[int] = []
 
@@ -571,19 +571,19 @@ def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCr
         entered.append(1)
         gates[len(entered) - 1].wait(30)
 
-    worker = hire(app, store)
+    worker = make_worker(app, store)
     (job_id,) = store.enqueue([NewJob("twice")])
     worker.step()
     eventually(lambda: len(entered) == 1)
     store.reap([(worker.id, None)])
-    worker.become(WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0"))
+    worker.register_as(WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0"))
     clear_of_suspicion(store, job_id, "twice")
     turn_until(worker, lambda: len(entered) == 2)
 
     gates[0].set()
     turn_until(worker, lambda: worker.report.lost == 1)
 
-    # The old run is over and changed nothing; the new one is still ours.
+    # The old run has ended and changed nothing; the new run is still ours.
     assert states(store, [job_id]) == ["running"]
     assert list(worker.running) == [job_id]
     assert [job.id for job in worker.release()] == [job_id]
@@ -593,9 +593,9 @@ def test_a_worker_may_claim_again_what_it_is_still_running_for_nothing(app: PgCr
 
 
 class Watching(MemoryStore):
-    """Notes, at each claim that brought something, how many outcomes had not been written yet.
+    """Record, at each claim that returned jobs, how many outcomes were not written yet.
 
-    In full swing it has the worker find a suspect, as a rescue does."""
+    While claims are pipelined, make the worker find a suspect, as after a rescue."""
 
     worker: Worker
 
@@ -620,20 +620,20 @@ class Watching(MemoryStore):
         if len(self.worker.running) >= SERIES and not self.unwritten["claim_suspect"]:
             last = max(self._jobs)
             self._keep(replace(self._jobs[last], alone=True))
-            self.worker._suspects.look_again()
+            self.worker._suspects.check_now()
 
 
-def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(
+def test_slots_get_jobs_before_outcomes_are_written_and_a_suspect_after(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not the subject here: on a machine that stands still for a while, what is held goes stale, and with a short lease
-    # it is time again to ask for suspects, before which everything is written.
+    # Not tested here: on a machine that pauses for a while, held jobs become stale, and with a short lease the worker
+    # queries for suspects again, before which it writes all outcomes.
     monkeypatch.setattr(loop_module, "STALE_SECONDS", 60.0)
     app = PgCron("worker", url="memory://", lease="1h")
     app.task(do_nothing, name="work")
     store = Watching()
-    store.worker = worker = hire(app, store)
-    worker._prefetch.learn([0.0] * MEMORY)
+    store.worker = worker = make_worker(app, store)
+    worker._prefetch.record([0.0] * WINDOW)
     enqueue(store, 6000)
 
     turn_until(worker, lambda: store.unwritten["claim_suspect"] and worker.is_idle())
@@ -644,13 +644,13 @@ def test_the_slots_get_work_before_the_outcomes_are_written_and_a_suspect_after(
 
 
 @pytest.mark.row(18)
-def test_a_suspect_is_run_alone(worker: Worker, store: Flaky, gate: Gate) -> None:
+def test_a_suspect_runs_isolated(worker: Worker, store: Flaky, gate: Gate) -> None:
     (suspect,) = store.enqueue([NewJob("wait")])
     make_suspect(store, suspect)
     others = enqueue(store, 3)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert states(store, [suspect, *others]) == ["running", "queued", "queued", "queued"]
@@ -660,8 +660,8 @@ def test_a_suspect_is_run_alone(worker: Worker, store: Flaky, gate: Gate) -> Non
 
 
 @pytest.mark.row(18)
-def test_many_suspects_run_one_after_the_other_without_a_rest(worker: Worker, store: Flaky) -> None:
-    # A worker that is killed with many jobs in its hands leaves them all to be run alone.
+def test_many_suspects_run_in_sequence_without_a_pause(worker: Worker, store: Flaky) -> None:
+    # All jobs of a killed worker become suspects.
     suspects = enqueue(store, 30)
     for suspect in suspects:
         make_suspect(store, suspect)
@@ -674,12 +674,12 @@ def test_many_suspects_run_one_after_the_other_without_a_rest(worker: Worker, st
         return states(store, suspects) == ["done"] * 30
 
     eventually(turned)
-    # Which is why nobody is told to look: it knows that there may be more.
+    # It claims the next one without being woken: it expects more suspects.
     assert set(naps[:-1]) == {0.0}
 
 
 @pytest.mark.row(18)
-def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, gate: Gate) -> None:
+def test_a_busy_worker_stops_claiming_for_a_suspect(worker: Worker, store: Flaky, gate: Gate) -> None:
     (busy,) = store.enqueue([NewJob("wait")])
     worker.step()
     (suspect,) = enqueue(store)
@@ -687,11 +687,11 @@ def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, ga
 
     def holds_back() -> int | None:
         (late,) = enqueue(store)
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return late if states(store, [late]) == ["queued"] else None
 
-    # It looks for suspects now and then only; then it leaves its free slot free.
+    # It queries for suspects at intervals only. When there is one, it keeps its free slot free.
     late = eventually(holds_back)
 
     assert states(store, [busy, suspect, late]) == ["running", "queued", "queued"]
@@ -700,7 +700,7 @@ def test_a_busy_worker_holds_back_for_a_suspect(worker: Worker, store: Flaky, ga
     assert states(store, [suspect]) == ["done"]
 
 
-def test_a_receiver_hears_of_a_job_after_its_row_was_written(worker: Worker, store: Flaky) -> None:
+def test_a_receiver_is_called_after_the_row_was_written(worker: Worker, store: Flaky) -> None:
     heard = []
     worker.app.on("job_done")(lambda job: heard.append(states(store, [job.id])))
     enqueue(store)
@@ -711,7 +711,7 @@ def test_a_receiver_hears_of_a_job_after_its_row_was_written(worker: Worker, sto
 
 
 @pytest.mark.row(39)
-def test_each_turn_is_noted_so_that_a_stuck_loop_can_be_seen(worker: Worker) -> None:
+def test_each_turn_records_its_time_so_that_a_hanging_loop_is_visible(worker: Worker) -> None:
     before = worker.turned_at
     eventually(lambda: time.monotonic() > before)
 
@@ -721,13 +721,13 @@ def test_each_turn_is_noted_so_that_a_stuck_loop_can_be_seen(worker: Worker) -> 
 
 
 @pytest.mark.parametrize("count", [0, -1, 10_001, 2.5, "four", True, None])
-def test_a_number_of_slots_that_cannot_be_is_refused(count: object) -> None:
+def test_an_invalid_number_of_slots_is_refused(count: object) -> None:
     with pytest.raises(PgCronError, match="expected a whole number from 1 to 10000"):
         check_slots(count)
 
 
 def make_suspect(store: MemoryStore, job_id: int) -> None:
-    """As if a worker had died while it ran the job beside another."""
+    """Make the job a suspect: its worker has died while it ran another job too."""
     dead = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 1, "threads", "0")
     store.register(dead)
     task = store.get(job_id)
@@ -738,7 +738,7 @@ def make_suspect(store: MemoryStore, job_id: int) -> None:
 
 
 def clear_of_suspicion(store: MemoryStore, job_id: int, task: str) -> None:
-    """As if the suspect had been run alone and had failed: it is claimed like any other."""
+    """Let the suspect fail as an isolated run, so that it is claimed like any other job."""
     job = MemoryStore.claim_suspect(store, uuid.uuid4(), token := uuid.uuid4(), ["*"], [task])
     assert job is not None
     assert job.id == job_id

@@ -1,5 +1,5 @@
-"""Claiming ahead and writing behind: what a worker holds beside what it runs, when it gives that back, and how few
-statements its outcomes take. Turned by hand, on both stores.
+"""Prefetch and pipelines: which jobs a worker holds, when it hands them back, and in how few statements it writes
+outcomes. Stepped by the test, on both stores.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from pgcron_lite.schedules import api
 from pgcron_lite.schedules.ticks import Tick
 from pgcron_lite.worker import loop as loop_module
 from pgcron_lite.worker import prefetch as prefetch_module
-from pgcron_lite.worker.loop import ATTENTIVE_SECONDS, STALE_SECONDS, WRITE_BEHIND_SECONDS, Worker
-from pgcron_lite.worker.prefetch import MEMORY, MOST, SLOW_SECONDS
+from pgcron_lite.worker.loop import RECHECK_SECONDS, STALE_SECONDS, WRITE_BEHIND_SECONDS, Worker
+from pgcron_lite.worker.prefetch import MAX_AHEAD, SLOW_SECONDS, WINDOW
 from pgcron_lite.worker.wake import Wake
 
 PATIENCE = 30.0
 
 
 class Gate(threading.Event):
-    """The task `wait` runs until it is opened."""
+    """An event that ends the task `wait`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def nothing_goes_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of something else, on machines that stand still for a while."""
+    """Keep held jobs from becoming stale on machines that pause for a while, in tests of something else."""
     monkeypatch.setattr(loop_module, "STALE_SECONDS", PATIENCE)
 
 
 @pytest.fixture
 def ran() -> list[int]:
-    """The jobs of the task `work`, in the order in which they began."""
+    """The jobs of the task `work`, in the order in which they started."""
     return []
 
 
@@ -67,23 +67,23 @@ def app(gate: Gate, ran: list[int]) -> PgCron:
 
 
 @pytest.fixture
-def hire(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
-    """Makes workers; of one that is `quick`, the last jobs have taken a tenth of a millisecond each."""
-    hired: list[Worker] = []
+def make_worker(app: PgCron, store: Any) -> Iterator[Callable[..., Worker]]:
+    """A factory of workers. For a `quick` one, the last jobs took 0.1 ms each."""
+    workers: list[Worker] = []
 
-    def hire(slots: int = 1, *, quick: bool = True, **options: Any) -> Worker:
+    def make_worker(slots: int = 1, *, quick: bool = True, **options: Any) -> Worker:
         card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), slots, "threads", "0")
         store.register(card)
         worker = Worker(app, store, card, **options)
-        # Only what the test does makes the worker look.
+        # Only the test makes the worker claim.
         worker._reap_at = worker._maintenance.prune_at = worker._maintenance.check_at = float("inf")
         if quick:
-            worker._prefetch.learn([0.0001] * MEMORY)
-        hired.append(worker)
+            worker._prefetch.record([0.0001] * WINDOW)
+        workers.append(worker)
         return worker
 
-    yield hire
-    for worker in hired:
+    yield make_worker
+    for worker in workers:
         worker.slots.close()
 
 
@@ -103,10 +103,10 @@ def run_of_a_schedule(app: PgCron, store: Any, name: str) -> int:
 
 
 def busy_with(worker: Worker, store: Any, gate: Gate, held: int, **options: Any) -> tuple[list[int], list[int]]:
-    """All slots of `worker` wait at the gate, and beside them it holds `held` jobs. Returns the ids of both."""
+    """Fill all slots of `worker` with waiting jobs, and let it hold `held` jobs more. Return the ids of both."""
     waiting = enqueue(store, worker.slots.count, "wait")
     ids = enqueue(store, held, **options)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     eventually(lambda: len(gate.entered) == len(waiting), PATIENCE)
     assert worker.slots.waiting == held
@@ -127,16 +127,16 @@ def turn_until(worker: Worker, fact: Callable[[], object]) -> None:
 
 
 def settlements(store: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[Outcome]]:
-    """What `store` is told from now on: a list of outcomes for each call."""
-    told: list[list[Outcome]] = []
+    """Record the calls of `store.settle` from now on: a list of outcomes for each."""
+    settled: list[list[Outcome]] = []
     settle = store.settle
 
     def noted(outcomes: Sequence[Outcome]) -> Any:
-        told.append(list(outcomes))
+        settled.append(list(outcomes))
         return settle(outcomes)
 
     monkeypatch.setattr(store, "settle", noted)
-    return told
+    return settled
 
 
 def assert_unharmed(store: Any, ids: Sequence[int], before: Sequence[Job]) -> None:
@@ -146,19 +146,19 @@ def assert_unharmed(store: Any, ids: Sequence[int], before: Sequence[Job]) -> No
         assert (job.errors, job.crashes, job.alone, job.execute_after) == ((), 0, False, was.execute_after)
 
 
-# How many are claimed
+# Number of claimed jobs
 
 
-def test_nothing_is_held_for_slow_tasks(app: PgCron, store: Any, hire: Callable[..., Worker]) -> None:
+def test_slow_tasks_are_not_claimed_ahead(app: PgCron, store: Any, make_worker: Callable[..., Worker]) -> None:
     app.task(lambda: time.sleep(SLOW_SECONDS), name="slow")
-    worker = hire(8, quick=False)
+    worker = make_worker(8, quick=False)
     ids = enqueue(store, 72, "slow")
     busy: set[int] = set()
 
     def turned() -> bool:
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
-        # Not what is `running`: that counts what has ended since the step began.
+        # Not `running`, which includes the jobs that have ended since the step began.
         busy.add(worker.slots.busy)
         return states(store, ids) == {"done"}
 
@@ -169,18 +169,18 @@ def test_nothing_is_held_for_slow_tasks(app: PgCron, store: Any, hire: Callable[
 
 @pytest.mark.usefixtures("nothing_goes_stale")
 def test_quick_tasks_are_claimed_ahead_once_that_is_known(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
-    worker = hire(2, quick=False)
+    worker = make_worker(2, quick=False)
     enqueue(store, 100)
     worker.step()
     assert len(worker.running) == 2
-    turn_until(worker, lambda: worker.is_idle() and not worker._hungry)
+    turn_until(worker, lambda: worker.is_idle() and not worker._may_have_more)
     assert worker._prefetch.seconds < SLOW_SECONDS
 
     waiting = enqueue(store, 2, "wait")
     ids = enqueue(store, 3)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
 
     assert states(store, [*waiting, *ids]) == {"running"}
@@ -189,14 +189,14 @@ def test_quick_tasks_are_claimed_ahead_once_that_is_known(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_no_more_are_claimed_than_may_be_held(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
-    worker = hire(2)
+def test_no_more_are_claimed_than_may_be_held(store: Any, make_worker: Callable[..., Worker], gate: Gate) -> None:
+    worker = make_worker(2)
     # A little less than 5 ms each: for two slots, twenty of them are work for a twentieth of a second.
-    worker._prefetch.learn([0.0049] * MEMORY)
+    worker._prefetch.record([0.0049] * WINDOW)
     ids = enqueue(store, 2, "wait") + enqueue(store, 100)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert len(worker.running) == 2 + worker._prefetch.ahead == 22
@@ -204,37 +204,37 @@ def test_no_more_are_claimed_than_may_be_held(store: Any, hire: Callable[..., Wo
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_the_most_that_may_be_held_is_a_bound(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
-    worker = hire(2)
-    worker._prefetch.learn([0.0] * MEMORY)
+def test_prefetch_has_a_maximum(store: Any, make_worker: Callable[..., Worker], gate: Gate) -> None:
+    worker = make_worker(2)
+    worker._prefetch.record([0.0] * WINDOW)
     waiting = enqueue(store, 2, "wait")
-    ids = enqueue(store, MOST + 10)
+    ids = enqueue(store, MAX_AHEAD + 10)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
-    assert len(worker.running) == MOST + 2
-    assert states(store, [*waiting, *ids[:MOST]]) == {"running"}
-    assert states(store, ids[MOST:]) == {"queued"}
+    assert len(worker.running) == MAX_AHEAD + 2
+    assert states(store, [*waiting, *ids[:MAX_AHEAD]]) == {"running"}
+    assert states(store, ids[MAX_AHEAD:]) == {"queued"}
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
 def test_of_jobs_with_large_arguments_few_are_held(
-    app: PgCron, store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    app: PgCron, store: Any, make_worker: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.task(lambda text: None, name="read")
     large = json.dumps({"text": "x" * 1000})
     monkeypatch.setattr(prefetch_module, "AHEAD_SIZE", 10 * len(large))
-    worker = hire(1)
-    known = enqueue(store, MEMORY, "read", args=large)
-    worker.look_soon()
+    worker = make_worker(1)
+    known = enqueue(store, WINDOW, "read", args=large)
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, known) == {"done"})
     enqueue(store, 1, "wait")
     ids = enqueue(store, 100, "read", args=large)
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert [store.get(i).state for i in ids] == ["running"] * 10 + ["queued"] * 90
@@ -242,32 +242,32 @@ def test_of_jobs_with_large_arguments_few_are_held(
 
 @pytest.mark.usefixtures("nothing_goes_stale")
 def test_of_jobs_with_large_results_few_are_held(
-    app: PgCron, store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    app: PgCron, store: Any, make_worker: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.task(lambda: "x" * 998, name="write")
     monkeypatch.setattr(prefetch_module, "AHEAD_SIZE", 10 * 1002)
-    worker = hire(1)
-    known = enqueue(store, MEMORY, "write")
-    worker.look_soon()
+    worker = make_worker(1)
+    known = enqueue(store, WINDOW, "write")
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, known) == {"done"})
-    worker._prefetch.learn([0.0001] * MEMORY)
+    worker._prefetch.record([0.0001] * WINDOW)
     enqueue(store, 1, "wait")
     ids = enqueue(store, 100, "write")
 
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
-    # They may have ended one by one, and then they count for a little less.
+    # They may have ended one by one, and then they weigh a little less in the average.
     assert 10 <= [store.get(i).state for i in ids].count("running") <= 16
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
-    store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+def test_no_more_are_claimed_before_half_of_the_maximum_has_started(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
-    worker._prefetch.learn([0.0049] * MEMORY)
+    worker = make_worker(1)
+    worker._prefetch.record([0.0049] * WINDOW)
     limits = []
     claim = store.claim
 
@@ -279,8 +279,8 @@ def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
     busy_with(worker, store, gate, 6)
     enqueue(store, 10)
 
-    # Seven of eleven are taken: the room left is not worth a trip.
-    worker.look_soon()
+    # Seven of eleven places are taken: the rest is not worth a round trip.
+    worker.claim_soon()
     worker.step()
     assert limits == [11]
 
@@ -290,10 +290,10 @@ def test_no_more_are_claimed_before_half_of_what_may_be_held_has_begun(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_what_is_held_is_run_in_the_order_of_the_claim(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int]
+def test_held_jobs_run_in_the_order_of_the_claim(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int]
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     _, ids = busy_with(worker, store, gate, 20)
 
     gate.set()
@@ -303,14 +303,14 @@ def test_what_is_held_is_run_in_the_order_of_the_claim(
 
 
 @pytest.mark.row(18)
-def test_a_suspect_runs_with_nothing_held_beside_it(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
+def test_no_jobs_are_held_while_a_suspect_runs(store: Any, make_worker: Callable[..., Worker], gate: Gate) -> None:
     (suspect,) = enqueue(store, task="wait")
     make_suspect(store, "wait")
     others = enqueue(store, 30)
-    worker = hire(4)
+    worker = make_worker(4)
 
     for _ in range(5):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert list(worker.running) == [suspect]
@@ -321,23 +321,23 @@ def test_a_suspect_runs_with_nothing_held_beside_it(store: Any, hire: Callable[.
 
 @pytest.mark.row(18)
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_a_suspect_waits_until_nothing_is_held_any_more(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int]
+def test_a_suspect_waits_until_no_jobs_are_held(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int]
 ) -> None:
     beside: list[list[int]] = []
-    worker = hire(1)
+    worker = make_worker(1)
     worker.app.task(lambda: beside.append(list(worker.running)), name="suspect")
     worker._tasks.append("suspect")
     (suspect,) = enqueue(store, task="suspect")
     make_suspect(store, "suspect")
-    # It is too early to ask for suspects, so the worker has filled itself before it hears of this one.
+    # It is too early to query for suspects, so the worker claims its maximum before it finds this one.
     worker._suspects.next_try = float("inf")
     _, held = busy_with(worker, store, gate, 10)
-    worker._suspects.look_again()
+    worker._suspects.check_now()
 
     enqueue(store, 50)
     gate.set()
-    worker.look_soon()
+    worker.claim_soon()
     turn_until(worker, lambda: beside)
 
     assert beside == [[suspect]]
@@ -345,19 +345,19 @@ def test_a_suspect_waits_until_nothing_is_held_any_more(
     turn_until(worker, lambda: states(store, [suspect]) == {"done"})
 
 
-# What is handed back
+# Handing back
 
 
 @pytest.mark.row(10)
-def test_a_stopping_worker_hands_back_what_it_holds(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_stopping_worker_hands_back_held_jobs(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(2)
+    worker = make_worker(2)
     released: list[int] = []
     worker.app.on("job_released")(lambda job: released.append(job.id))
     waiting, held = busy_with(worker, store, gate, 40, max_attempts=1)
     before = [store.get(job_id) for job_id in held]
-    told = settlements(store, monkeypatch)
+    settled = settlements(store, monkeypatch)
 
     worker.stop()
     worker.step()
@@ -365,20 +365,20 @@ def test_a_stopping_worker_hands_back_what_it_holds(
     assert_unharmed(store, held, before)
     assert states(store, waiting) == {"running"}
     assert sorted(worker.running) == waiting
-    assert [len(outcomes) for outcomes in told] == [40]
+    assert [len(outcomes) for outcomes in settled] == [40]
     assert sorted(released) == held
     gate.set()
     turn_until(worker, worker.is_idle)
     assert states(store, waiting) == {"done"}
     assert ran == []
-    # Nothing about them has changed for who takes them next.
-    other = hire(2)
+    # They are unchanged for the worker that claims them next.
+    other = make_worker(2)
     turn_until(other, lambda: states(store, held) == {"done"})
     assert {store.get(i).attempt for i in held} == {1}
 
 
-def test_others_are_told_of_what_is_handed_back(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
-    worker = hire(1)
+def test_a_hand_back_wakes_other_workers(store: Any, make_worker: Callable[..., Worker], gate: Gate) -> None:
+    worker = make_worker(1)
     busy_with(worker, store, gate, 3)
     with pytest.MonkeyPatch.context() as patch:
         rung: list[bool] = []
@@ -391,10 +391,10 @@ def test_others_are_told_of_what_is_handed_back(store: Any, hire: Callable[..., 
     assert rung == [True]
 
 
-def test_what_is_held_of_a_paused_queue_is_handed_back_and_stays_there(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int]
+def test_held_jobs_of_a_paused_queue_are_handed_back_and_stay_queued(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int]
 ) -> None:
-    worker = hire(2)
+    worker = make_worker(2)
     waiting, held = busy_with(worker, store, gate, 20, max_attempts=1)
     before = [store.get(job_id) for job_id in held]
     store.pause("default")
@@ -404,20 +404,20 @@ def test_what_is_held_of_a_paused_queue_is_handed_back_and_stays_there(
     gate.set()
     turn_until(worker, lambda: states(store, waiting) == {"done"})
     for _ in range(3):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
     assert_unharmed(store, held, before)
     assert worker.is_idle()
     assert ran == []
     store.resume("default")
-    worker.look_soon()
+    worker.claim_soon()
     turn_until(worker, lambda: states(store, held) == {"done"})
 
 
-def test_a_job_of_a_higher_priority_does_not_wait_behind_what_is_held(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int]
+def test_a_job_of_a_higher_priority_does_not_wait_for_held_jobs(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int]
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     _, held = busy_with(worker, store, gate, 20, max_attempts=1)
     (urgent,) = enqueue(store, priority=10)
 
@@ -429,14 +429,14 @@ def test_a_job_of_a_higher_priority_does_not_wait_behind_what_is_held(
     assert {store.get(i).attempt for i in held} == {1}
 
 
-def test_what_does_not_begin_is_left_to_an_idle_worker(
-    store: Any, hire: Callable[..., Worker], gate: Gate, ran: list[int]
+def test_held_jobs_that_do_not_start_are_left_to_an_idle_worker(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, ran: list[int]
 ) -> None:
-    stuck, idle = hire(2), hire(2)
+    stuck, idle = make_worker(2), make_worker(2)
     waiting, held = busy_with(stuck, store, gate, 20)
     turn_until(stuck, lambda: states(store, held) == {"queued"})
 
-    idle.look_soon()
+    idle.claim_soon()
     turn_until(idle, lambda: states(store, held) == {"done"})
 
     assert sorted(ran) == held
@@ -445,16 +445,16 @@ def test_what_does_not_begin_is_left_to_an_idle_worker(
     assert stuck.report.lost == idle.report.lost == 0
 
 
-def test_after_a_hand_back_nothing_is_held_until_tasks_are_quick_again(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+def test_after_a_hand_back_no_jobs_are_held_until_tasks_are_quick_again(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     waiting, held = busy_with(worker, store, gate, 20)
     assert worker._prefetch.ahead > 0
     turn_until(worker, lambda: states(store, held) == {"queued"})
 
     for _ in range(5):
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
 
     assert list(worker.running) == waiting
@@ -463,10 +463,10 @@ def test_after_a_hand_back_nothing_is_held_until_tasks_are_quick_again(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_what_has_waited_for_a_moment_only_is_kept(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+def test_jobs_that_have_waited_briefly_are_kept(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     _, held = busy_with(worker, store, gate, 5)
 
     eventually(lambda: worker.slots.waited(time.monotonic()) > 0.05, PATIENCE)
@@ -476,14 +476,14 @@ def test_what_has_waited_for_a_moment_only_is_kept(
     assert worker.slots.waiting == 5
 
 
-def test_a_worker_that_holds_jobs_turns_often_enough_to_hand_them_back(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+def test_a_worker_with_held_jobs_steps_often_enough_to_hand_them_back(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
     wake = Wake()
-    worker = hire(1, tell=wake.ring)
+    worker = make_worker(1, wake_loop=wake.ring)
     _, held = busy_with(worker, store, gate, 20)
 
-    # As its process does, and nobody rings.
+    # As its process does; the doorbell does not ring.
     waits = []
 
     def turned() -> bool:
@@ -500,12 +500,12 @@ def test_a_worker_that_holds_jobs_turns_often_enough_to_hand_them_back(
 
 
 @pytest.mark.row(7)
-def test_what_a_slot_comes_to_too_late_is_not_begun_and_is_handed_back(
-    app: PgCron, store: Any, hire: Callable[..., Worker], ran: list[int]
+def test_a_job_that_a_slot_takes_too_late_is_not_started_and_is_handed_back(
+    app: PgCron, store: Any, make_worker: Callable[..., Worker], ran: list[int]
 ) -> None:
-    worker = hire(2)
+    worker = make_worker(2)
     # As if the process had been frozen between the claim and here, for half a lease.
-    worker.slots._patience = -1.0
+    worker.slots._max_age = -1.0
     ids = enqueue(store, 5, max_attempts=1)
     before = [store.get(job_id) for job_id in ids]
     worker.step()
@@ -520,43 +520,43 @@ def test_what_a_slot_comes_to_too_late_is_not_begun_and_is_handed_back(
     assert worker.is_idle()
 
 
-# What is written, and when
+# Writing outcomes
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
 def test_many_outcomes_are_written_together(
-    store: Any, hire: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    store: Any, make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = settlements(store, monkeypatch)
-    worker = hire(4)
+    settled = settlements(store, monkeypatch)
+    worker = make_worker(4)
     ids = enqueue(store, 200)
     worker.step()
     eventually(lambda: len(worker.slots.ended) == 200, PATIENCE)
 
     worker.step()
 
-    assert [len(outcomes) for outcomes in told] == [200]
+    assert [len(outcomes) for outcomes in settled] == [200]
     assert states(store, ids) == {"done"}
 
 
-def test_a_worker_is_not_woken_by_each_job_that_ends(store: Any, hire: Callable[..., Worker]) -> None:
+def test_a_worker_is_not_woken_by_each_job_that_ends(store: Any, make_worker: Callable[..., Worker]) -> None:
     bells: list[int] = []
-    worker = hire(1, tell=lambda: bells.append(len(worker.slots.ended)))
+    worker = make_worker(1, wake_loop=lambda: bells.append(len(worker.slots.ended)))
     enqueue(store, 400)
     worker.step()
 
     eventually(lambda: len(worker.slots.ended) == 400, PATIENCE)
 
-    # Once, when half of what may be held had ended.
+    # Once, when half of the maximum had ended.
     assert (bells, worker.slots.enough) == ([250], 250)
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_an_outcome_is_written_soon_though_other_jobs_still_wait(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+def test_an_outcome_is_written_soon_even_if_other_jobs_still_wait(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
     bells: list[bool] = []
-    worker = hire(1, tell=lambda: bells.append(True))
+    worker = make_worker(1, wake_loop=lambda: bells.append(True))
     (first,) = enqueue(store)
     (blocker,) = enqueue(store, task="wait")
     rest = enqueue(store, 3)
@@ -564,7 +564,7 @@ def test_an_outcome_is_written_soon_though_other_jobs_still_wait(
     wait = worker.step()
     eventually(lambda: gate.entered == [blocker], PATIENCE)
 
-    # No slot says a word, the worker comes by itself.
+    # No slot wakes the loop: the worker steps because of its deadline.
     assert wait <= WRITE_BEHIND_SECONDS
     assert bells == []
     assert states(store, [first]) == {"running"}
@@ -573,36 +573,38 @@ def test_an_outcome_is_written_soon_though_other_jobs_still_wait(
     assert states(store, [blocker, *rest]) == {"running"}
 
 
-def test_with_nothing_waiting_there_is_no_hurry(store: Any, hire: Callable[..., Worker], gate: Gate) -> None:
-    worker = hire(2)
+def test_with_no_job_waiting_the_worker_sleeps_longer(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
+) -> None:
+    worker = make_worker(2)
     busy_with(worker, store, gate, 0)
 
     assert worker.step() > 60
 
 
-def test_a_stopping_worker_writes_what_has_ended_before_it_hands_back(
-    store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+def test_a_stopping_worker_writes_outcomes_before_it_hands_back(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     (first,) = enqueue(store)
     (blocker,) = enqueue(store, task="wait")
     rest = enqueue(store, 3)
     worker.step()
     eventually(lambda: gate.entered == [blocker], PATIENCE)
-    told = settlements(store, monkeypatch)
+    settled = settlements(store, monkeypatch)
 
     worker.stop()
     worker.step()
 
-    assert [[(o.id, o.state) for o in outcomes] for outcomes in told] == [
+    assert [[(o.id, o.state) for o in outcomes] for outcomes in settled] == [
         [(first, "done")], [(job_id, "queued") for job_id in rest],
     ]  # fmt: skip
 
 
 def test_at_the_end_of_the_grace_outcomes_are_written_and_the_rest_is_released(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     (first,) = enqueue(store)
     (blocker,) = enqueue(store, task="wait")
     rest = enqueue(store, 3)
@@ -617,33 +619,33 @@ def test_at_the_end_of_the_grace_outcomes_are_written_and_the_rest_is_released(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_a_failure_among_many_that_went_well_is_written_with_them(
-    app: PgCron, store: Any, hire: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+def test_a_failure_among_many_successes_is_written_with_them(
+    app: PgCron, store: Any, make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise ValueError("no")
 
     app.task(fail, name="fail", max_attempts=2, backoff="1h")
-    told = settlements(store, monkeypatch)
-    worker = hire(1)
+    settled = settlements(store, monkeypatch)
+    worker = make_worker(1)
     ids = enqueue(store, 20) + enqueue(store, task="fail", max_attempts=2) + enqueue(store, 20)
     worker.step()
     eventually(lambda: len(worker.slots.ended) == 41, PATIENCE)
 
     worker.step()
 
-    assert [len(outcomes) for outcomes in told] == [41]
+    assert [len(outcomes) for outcomes in settled] == [41]
     failed = store.get(ids[20])
     assert (failed.state, failed.attempt, failed.error) == ("queued", 1, "ValueError: no")
     assert states(store, ids[:20] + ids[21:]) == {"done"}
 
 
-# Looking again
+# Claiming again after the doorbell
 
 
-def test_who_was_woken_looks_once_more_after_a_while(store: Any, hire: Callable[..., Worker]) -> None:
+def test_a_woken_worker_claims_once_more_after_a_while(store: Any, make_worker: Callable[..., Worker]) -> None:
     class Once:
-        """A bell that has rung, and is silent for ever after."""
+        """A bell that has rung once and never rings again."""
 
         is_live = True
         rung = True
@@ -658,19 +660,19 @@ def test_who_was_woken_looks_once_more_after_a_while(store: Any, hire: Callable[
 
         def close(self) -> None: ...
 
-    worker = hire(2, bell=Once())
+    worker = make_worker(2, bell=Once())
 
-    assert worker.step() <= ATTENTIVE_SECONDS
-    # What came meanwhile, and did not ring because somebody had rung just now:
+    assert worker.step() <= RECHECK_SECONDS
+    # A job committed meanwhile that did not ring, because the bell had just been rung:
     (trailing,) = enqueue(store)
     turn_until(worker, lambda: states(store, [trailing]) == {"done"})
 
-    turn_until(worker, lambda: not worker._hungry and worker.is_idle())
+    turn_until(worker, lambda: not worker._may_have_more and worker.is_idle())
     assert worker.step() > 60
 
 
 def make_suspect(store: Any, task: str) -> None:
-    """As if a worker had died while it ran the due job of `task`."""
+    """Make the due job of `task` a suspect, as after the death of its worker."""
     dead = uuid.uuid4()
     store.register(WorkerCard(dead, "host", 1, ("*",), 1, "threads", "0"))
     assert store.claim(dead, uuid.uuid4(), ["*"], [task], 1)
@@ -678,10 +680,10 @@ def make_suspect(store: Any, task: str) -> None:
     assert store.suspects_due(["*"], [task])
 
 
-def test_a_hand_back_that_fails_is_made_again(
-    store: Any, hire: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_hand_back_is_repeated(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     _, held = busy_with(worker, store, gate, 3, max_attempts=1)
     settle = store.settle
 
@@ -690,7 +692,7 @@ def test_a_hand_back_that_fails_is_made_again(
         raise DatabaseUnavailable("the server is gone")
 
     monkeypatch.setattr(store, "settle", gone)
-    # Paused, so that they are not taken again at once.
+    # Paused, so that they are not claimed again at once.
     store.pause("default")
 
     turn_until(worker, lambda: states(store, held) == {"queued"})
@@ -699,13 +701,13 @@ def test_a_hand_back_that_fails_is_made_again(
     turn_until(worker, worker.is_idle)
 
 
-# In full swing
+# Pipelined claims
 
 
-def swing(worker: Worker, store: Any, ran: list[int]) -> list[int]:
-    """`worker` has run the first jobs of many; what it claims next it takes in a turn later. Returns the ids of all."""
+def start_pipeline(worker: Worker, store: Any, ran: list[int]) -> list[int]:
+    """Let `worker` run the first of many jobs, so that its next claim is pipelined. Return the ids of all."""
     ids = enqueue(store, 2000)
-    worker.look_soon()
+    worker.claim_soon()
     worker.step()
     eventually(lambda: len(worker.slots.ended) == len(ran) > 0 and not worker.slots.busy, PATIENCE)
     return ids
@@ -724,11 +726,11 @@ def all_ran_once(worker: Worker, store: Any, ids: Sequence[int], ran: list[int])
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_in_full_swing_outcomes_are_written_with_the_next_claim(
-    store: Any, hire: Callable[..., Worker], ran: list[int]
+def test_pipelined_outcomes_are_written_with_the_next_claim(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int]
 ) -> None:
-    worker = hire(1)
-    ids = swing(worker, store, ran)
+    worker = make_worker(1)
+    ids = start_pipeline(worker, store, ran)
     first = list(ran)
 
     assert worker.step() == 0.0
@@ -736,7 +738,7 @@ def test_in_full_swing_outcomes_are_written_with_the_next_claim(
     assert states(store, first) == {"done"}
     ahead = held(store, worker)
     assert len(ahead) == worker.slots.enough
-    # Nobody has looked at them yet.
+    # They are not processed yet.
     assert (worker.slots.busy, ran) == (0, first)
     assert not set(worker.running) & set(ahead)
     assert not worker.is_idle()
@@ -746,10 +748,10 @@ def test_in_full_swing_outcomes_are_written_with_the_next_claim(
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_no_more_is_held_in_full_swing_than_otherwise(
-    store: Any, hire: Callable[..., Worker], gate: Gate
+def test_pipelined_claims_hold_no_more_jobs_than_others(
+    store: Any, make_worker: Callable[..., Worker], gate: Gate
 ) -> None:
-    worker = hire(1)
+    worker = make_worker(1)
     enqueue(store, 400)
     enqueue(store, 3000, task="wait")
     worker.step()
@@ -761,8 +763,8 @@ def test_no_more_is_held_in_full_swing_than_otherwise(
         worker.step()
 
         most = max(most, worker.slots.count + before, worker.slots.count + worker._prefetch.ahead)
-        assert len(held(store, worker)) <= most <= worker.slots.count + MOST
-    # There was more, and there was room.
+        assert len(held(store, worker)) <= most <= worker.slots.count + MAX_AHEAD
+    # More jobs were due, and there was room for them.
     assert len(held(store, worker)) > most / 2
     worker.stop()
     worker.step()
@@ -772,11 +774,11 @@ def test_no_more_is_held_in_full_swing_than_otherwise(
 @pytest.mark.row(10)
 @pytest.mark.usefixtures("nothing_goes_stale")
 @pytest.mark.parametrize("how", ["stop", "release"])
-def test_a_worker_that_stops_in_full_swing_hands_back_what_nobody_has_looked_at(
-    store: Any, hire: Callable[..., Worker], ran: list[int], how: str
+def test_a_worker_that_stops_hands_back_the_jobs_of_an_unprocessed_pipeline(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], how: str
 ) -> None:
-    worker = hire(1)
-    swing(worker, store, ran)
+    worker = make_worker(1)
+    start_pipeline(worker, store, ran)
     worker.step()
     first, ahead = list(ran), held(store, worker)
     before = [store.get(job_id) for job_id in ahead]
@@ -797,11 +799,11 @@ def test_a_worker_that_stops_in_full_swing_hands_back_what_nobody_has_looked_at(
 @pytest.mark.row(3)
 @pytest.mark.usefixtures("nothing_goes_stale")
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_exchange_without_an_answer_loses_nothing_and_runs_nothing_twice(
-    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch, moment: str
+def test_a_pipeline_without_a_reply_loses_nothing_and_runs_nothing_twice(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    worker = hire(1)
-    ids = swing(worker, store, ran)
+    worker = make_worker(1)
+    ids = start_pipeline(worker, store, ran)
     reply, failures = store.settle_and_claim, iter([moment])
 
     @contextlib.contextmanager
@@ -823,11 +825,11 @@ def test_an_exchange_without_an_answer_loses_nothing_and_runs_nothing_twice(
 
 @pytest.mark.row(53)
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_connections_that_end_before_anybody_has_looked_at_what_was_claimed_cost_none_of_it(
-    store: Any, hire: Callable[..., Worker], ran: list[int]
+def test_closed_connections_lose_no_jobs_of_an_unprocessed_pipeline(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int]
 ) -> None:
-    worker = hire(1)
-    ids = swing(worker, store, ran)
+    worker = make_worker(1)
+    ids = start_pipeline(worker, store, ran)
     worker.step()
 
     store.close()
@@ -837,11 +839,11 @@ def test_connections_that_end_before_anybody_has_looked_at_what_was_claimed_cost
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_an_outcome_that_cannot_be_stored_fails_alone_in_full_swing(
-    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+def test_an_outcome_that_cannot_be_stored_fails_only_its_job_in_a_pipeline(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
-    ids = swing(worker, store, ran)
+    worker = make_worker(1)
+    ids = start_pipeline(worker, store, ran)
     unfit, settle = ran[7], store.settle
 
     def picky(outcomes: Sequence[Outcome], *args: Any) -> Any:
@@ -869,11 +871,11 @@ def test_an_outcome_that_cannot_be_stored_fails_alone_in_full_swing(
 
 @pytest.mark.row(3)
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_what_an_exchange_has_claimed_is_begun_though_the_end_of_a_tick_cannot_be_noted(
-    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+def test_jobs_of_a_pipeline_begin_even_if_a_tick_cannot_be_closed(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
-    # For a look around, by which the worker would find them too, nobody waits here.
+    worker = make_worker(1)
+    # The test does not wait for a poll, which would find them too.
     close_ticks, unbegun = store.close_ticks, set()
 
     def gone_once(job_ids: Sequence[int]) -> Any:
@@ -895,31 +897,31 @@ def test_what_an_exchange_has_claimed_is_begun_though_the_end_of_a_tick_cannot_b
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_what_is_claimed_and_not_begun_in_full_swing_is_not_taken_for_a_late_claim(
-    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+def test_unprocessed_jobs_of_a_pipeline_do_not_count_as_a_late_claim(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = hire(1)
-    ids = swing(worker, store, ran)
-    asked: list[uuid.UUID] = []
+    worker = make_worker(1)
+    ids = start_pipeline(worker, store, ran)
+    queries: list[uuid.UUID] = []
     ask = store.held
-    monkeypatch.setattr(store, "held", lambda worker, claim: asked.append(claim) or ask(worker, claim))
-    worker.look_around_soon()
+    monkeypatch.setattr(store, "held", lambda worker, claim: queries.append(claim) or ask(worker, claim))
+    worker.poll_soon()
 
     worker.step()
 
     assert worker._pipelined is not None
     assert len(held(store, worker)) == worker._pipelined.count
-    assert asked == []
+    assert queries == []
     all_ran_once(worker, store, ids, ran)
 
 
 @pytest.mark.usefixtures("nothing_goes_stale")
-def test_nothing_is_asked_of_a_store_that_is_at_an_exchange(
-    store: Any, hire: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
+def test_no_statement_is_sent_during_a_pipeline(
+    store: Any, make_worker: Callable[..., Worker], ran: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The jobs of ticks are admitted, and their ends are noted, by statements of their own.
-    worker = hire(1)
-    at_it, asked = [False], []
+    # Jobs of ticks are admitted, and their ticks closed, by separate statements.
+    worker = make_worker(1)
+    at_it, calls = [False], []
     reply = store.settle_and_claim
 
     @contextlib.contextmanager
@@ -933,7 +935,7 @@ def test_nothing_is_asked_of_a_store_that_is_at_an_exchange(
         do = getattr(store, verb)
 
         def ask(*args: Any) -> Any:
-            asked.append((verb, at_it[0]))
+            calls.append((verb, at_it[0]))
             return do(*args)
 
         return ask
@@ -945,6 +947,6 @@ def test_nothing_is_asked_of_a_store_that_is_at_an_exchange(
 
     all_ran_once(worker, store, ids, ran)
 
-    assert ("admit", False) in asked
-    assert ("close_ticks", False) in asked
-    assert {busy for _, busy in asked} == {False}
+    assert ("admit", False) in calls
+    assert ("close_ticks", False) in calls
+    assert {busy for _, busy in calls} == {False}

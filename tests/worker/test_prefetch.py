@@ -1,113 +1,113 @@
-"""How many jobs to hold beside those that run: none when tasks are slow, some when quick, never too many."""
+"""Prefetch: none when tasks are slow, some when they are quick, and never above the limits."""
 
 import pytest
 
-from pgcron_lite.worker.prefetch import AHEAD_SECONDS, AHEAD_SIZE, MEMORY, MOST, SLOW_SECONDS, Prefetch
+from pgcron_lite.worker.prefetch import AHEAD_SECONDS, AHEAD_SIZE, MAX_AHEAD, SLOW_SECONDS, WINDOW, Prefetch
 
 QUICK = 0.001
 
 
 def paced(*durations: float, slots: int = 4) -> Prefetch:
-    """After so many jobs, which ended one by one."""
+    """Return a prefetch after jobs of these durations, recorded one by one."""
     prefetch = Prefetch(slots)
     for seconds in durations:
-        prefetch.learn([seconds])
+        prefetch.record([seconds])
     return prefetch
 
 
-def test_nothing_is_held_while_nothing_is_known() -> None:
+def test_no_prefetch_before_the_first_durations() -> None:
     assert Prefetch(4).ahead == 0
 
 
-def test_that_nothing_has_ended_says_nothing() -> None:
+def test_an_empty_record_changes_nothing() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([QUICK] * MEMORY)
+    prefetch.record([QUICK] * WINDOW)
     before = prefetch.ahead
 
-    prefetch.learn([])
+    prefetch.record([])
 
     assert prefetch.ahead == before > 0
 
 
 @pytest.mark.parametrize("seconds", [SLOW_SECONDS, 0.1, 1.0, 3600.0])
-def test_nothing_is_held_for_slow_tasks(seconds: float) -> None:
+def test_no_prefetch_for_slow_tasks(seconds: float) -> None:
     assert paced(*[seconds] * 200).ahead == 0
 
 
 @pytest.mark.parametrize("slots", [1, 4, 20])
 @pytest.mark.parametrize("seconds", [0.005, 0.01, 0.02])
-def test_for_quick_tasks_as_much_is_held_as_the_slots_begin_within_the_planned_time(
+def test_prefetch_for_quick_tasks_is_what_the_slots_start_within_the_planned_time(
     seconds: float, slots: int
 ) -> None:
     prefetch = Prefetch(slots)
 
-    prefetch.learn([seconds] * MEMORY)
+    prefetch.record([seconds] * WINDOW)
 
-    # The last of them begins when all that are before it have gone through the slots.
+    # The last of them starts when all jobs before it have run.
     assert prefetch.ahead > 0
     assert prefetch.ahead == pytest.approx(slots * AHEAD_SECONDS / seconds, abs=1.001)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e-6, 1e-5])
 @pytest.mark.parametrize("slots", [1, 50, 10_000])
-def test_never_are_more_held_than_the_most(seconds: float, slots: int) -> None:
+def test_prefetch_never_exceeds_its_maximum(seconds: float, slots: int) -> None:
     prefetch = Prefetch(slots)
 
-    prefetch.learn([seconds] * 1000)
+    prefetch.record([seconds] * 1000)
 
-    assert 0 < prefetch.ahead <= MOST
+    assert 0 < prefetch.ahead <= MAX_AHEAD
 
 
-def test_with_slots_enough_the_quickest_tasks_reach_the_most() -> None:
+def test_with_enough_slots_the_quickest_tasks_reach_the_maximum() -> None:
     prefetch = Prefetch(4)
 
-    prefetch.learn([0.0] * MEMORY)
+    prefetch.record([0.0] * WINDOW)
 
-    assert prefetch.ahead == MOST
+    assert prefetch.ahead == MAX_AHEAD
 
 
-def test_of_slow_and_quick_tasks_in_turn_nothing_is_held() -> None:
-    # Half of them take 1 ms. What is held would wait behind the others.
+def test_no_prefetch_for_alternating_slow_and_quick_tasks() -> None:
+    # Half of them take 1 ms. Held jobs would wait for the slow half.
     assert paced(*[QUICK, 0.2] * 100).ahead == 0
 
 
-def test_a_slow_task_among_very_many_quick_ones_takes_little_away() -> None:
+def test_one_slow_task_among_many_quick_ones_reduces_prefetch_little() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([QUICK] * MEMORY)
+    prefetch.record([QUICK] * WINDOW)
     before = prefetch.ahead
 
-    prefetch.learn([QUICK] * (MEMORY - 1) + [0.05])
+    prefetch.record([QUICK] * (WINDOW - 1) + [0.05])
 
     assert before / 2 < prefetch.ahead < before
 
 
-def test_the_last_few_jobs_decide_and_not_all_there_ever_were() -> None:
+def test_only_the_last_jobs_determine_the_average() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([QUICK] * 100_000)
+    prefetch.record([QUICK] * 100_000)
     assert prefetch.ahead > 0
 
-    prefetch.learn([1.0] * MEMORY)
+    prefetch.record([1.0] * WINDOW)
 
     assert prefetch.ahead == 0
     for _ in range(20):
-        prefetch.learn([QUICK] * MEMORY)
+        prefetch.record([QUICK] * WINDOW)
     assert prefetch.seconds == pytest.approx(QUICK)
     assert prefetch.ahead > 0
 
 
-def test_one_by_one_or_many_at_once_comes_to_much_the_same() -> None:
+def test_durations_recorded_singly_or_together_give_a_similar_average() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([0.01] * MEMORY)
+    prefetch.record([0.01] * WINDOW)
 
-    # Many at once count in full, one by one they wear off.
+    # A full window replaces the average; single values replace it gradually.
     assert prefetch.seconds == pytest.approx(0.01)
-    assert 0.01 < paced(*[0.01] * MEMORY).seconds < SLOW_SECONDS
+    assert 0.01 < paced(*[0.01] * WINDOW).seconds < SLOW_SECONDS
     assert paced(*[0.01] * 1000).seconds == pytest.approx(0.01, rel=0.01)
 
 
-def test_what_had_to_wait_slows_down_at_once() -> None:
+def test_a_long_wait_stops_prefetch_at_once() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([QUICK] * 1000)
+    prefetch.record([QUICK] * 1000)
     assert prefetch.ahead > 0
 
     prefetch.slow_down(0.3)
@@ -115,7 +115,7 @@ def test_what_had_to_wait_slows_down_at_once() -> None:
     assert (prefetch.seconds, prefetch.ahead) == (0.3, 0)
 
 
-def test_a_short_wait_does_not_make_slow_tasks_quick() -> None:
+def test_a_short_wait_does_not_lower_the_average() -> None:
     prefetch = paced(*[1.0] * 1000)
     before = prefetch.seconds
 
@@ -126,39 +126,39 @@ def test_a_short_wait_does_not_make_slow_tasks_quick() -> None:
 
 
 @pytest.mark.parametrize("size", [5_000, 100_000, 256_000])
-def test_of_large_arguments_as_many_are_held_as_memory_is_meant_for_them(size: int) -> None:
+def test_large_arguments_limit_prefetch(size: int) -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([0.0] * MEMORY)
+    prefetch.record([0.0] * WINDOW)
 
-    prefetch.weigh([size] * MEMORY)
+    prefetch.record_arguments([size] * WINDOW)
 
-    assert prefetch.ahead == AHEAD_SIZE // size < MOST
+    assert prefetch.ahead == AHEAD_SIZE // size < MAX_AHEAD
 
 
-def test_large_results_which_wait_to_be_written_count_like_arguments() -> None:
+def test_large_results_limit_prefetch_like_arguments() -> None:
     prefetch = Prefetch(4)
 
-    prefetch.weigh([AHEAD_SIZE // 200] * MEMORY)
-    prefetch.learn([0.0] * MEMORY, [AHEAD_SIZE // 50] * MEMORY)
+    prefetch.record_arguments([AHEAD_SIZE // 200] * WINDOW)
+    prefetch.record([0.0] * WINDOW, [AHEAD_SIZE // 50] * WINDOW)
 
     assert prefetch.ahead == 40
 
 
-def test_small_arguments_take_nothing_away() -> None:
+def test_small_arguments_do_not_limit_prefetch() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([0.0] * MEMORY)
+    prefetch.record([0.0] * WINDOW)
 
-    prefetch.weigh([2] * MEMORY)
-    prefetch.learn([0.0] * MEMORY, [4] * MEMORY)
-    prefetch.weigh([])
+    prefetch.record_arguments([2] * WINDOW)
+    prefetch.record([0.0] * WINDOW, [4] * WINDOW)
+    prefetch.record_arguments([])
 
-    assert prefetch.ahead == MOST
+    assert prefetch.ahead == MAX_AHEAD
 
 
-def test_arguments_larger_than_all_that_may_be_held_are_left_in_the_table() -> None:
+def test_no_prefetch_for_arguments_above_the_total_size() -> None:
     prefetch = Prefetch(4)
-    prefetch.learn([0.0] * MEMORY)
+    prefetch.record([0.0] * WINDOW)
 
-    prefetch.weigh([AHEAD_SIZE + 1] * MEMORY)
+    prefetch.record_arguments([AHEAD_SIZE + 1] * WINDOW)
 
     assert prefetch.ahead == 0

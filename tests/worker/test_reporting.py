@@ -1,4 +1,4 @@
-"""The log lines about jobs: what they name, and the traceback that goes with a failure."""
+"""Log lines about jobs: their content, and the traceback of a failure."""
 
 import io
 import logging
@@ -18,7 +18,7 @@ def app() -> PgCron:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What a handler on the root logger is given."""
+    """The records that reach a handler of the root logger."""
     seen: list[logging.LogRecord] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = seen.append  # type: ignore[method-assign]
@@ -56,7 +56,7 @@ def test_a_failure_is_logged_with_the_exception_and_its_traceback(app: PgCron, r
         assert "in work" in record.exc_text
 
 
-def test_an_exception_that_cannot_be_written_out_does_no_harm(app: PgCron, records: Any) -> None:
+def test_an_exception_that_cannot_be_formatted_is_still_reported(app: PgCron, records: Any) -> None:
     class Ambush(Exception):
         def __str__(self) -> str:
             raise SystemExit(3)
@@ -80,7 +80,7 @@ def test_an_exception_that_cannot_be_written_out_does_no_harm(app: PgCron, recor
     assert [record.levelname for record in ended(records)] == ["ERROR"]
 
 
-def test_a_rule_that_allows_fewer_attempts_is_what_the_line_counts_to(app: PgCron, records: Any) -> None:
+def test_the_log_line_shows_the_limit_of_a_rule_that_allows_fewer_attempts(app: PgCron, records: Any) -> None:
     @app.task(
         name="work", max_attempts=2,
         retry=[RetryOn(KeyError, max_attempts=3, backoff=0), RetryOn(OSError, max_attempts=6, backoff=0)],
@@ -114,7 +114,7 @@ def test_a_run_of_a_schedule_names_it_where_the_task_serves_several(app: PgCron,
     assert " of nightly (attempt 1/5) done" in ended(records)[0].getMessage()
 
 
-def test_a_run_that_waits_for_its_turn_is_no_line_each_second(app: PgCron, records: Any) -> None:
+def test_a_waiting_run_is_not_logged_every_second(app: PgCron, records: Any) -> None:
     @app.every("2s", name="sync", overlap="queue")
     def sync() -> None:
         pass

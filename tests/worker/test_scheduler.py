@@ -1,4 +1,4 @@
-"""The scheduler inside a worker, turned by hand, and what an app says about schedules. No database, no waiting."""
+"""The scheduler of a worker, stepped by the test, and the schedules of an app. No database, no waiting."""
 
 import logging
 import threading
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 
 class Seen(list[tuple[Any, ...]]):
-    """What the runs of a task saw of themselves."""
+    """The properties that the runs of a task saw in their context."""
 
     def note(self) -> None:
         job = current_job
@@ -47,38 +47,38 @@ def app(clock: Clock) -> PgCron:
 
 
 @pytest.fixture
-def hire(app: PgCron) -> Iterator[Callable[..., Worker]]:
-    hired: list[Worker] = []
+def make_worker(app: PgCron) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
 
-    def hire(**options: Any) -> Worker:
+    def make_worker(**options: Any) -> Worker:
         generation = schedule_module.generation(app.name, app._definitions)
         card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 2, "threads", "0", generation)
         app.store.declare(app.name, generation, app._definitions)
         app.store.register(card)
         worker = Worker(app, app.store, card, **options)
-        hired.append(worker)
+        workers.append(worker)
         turn(worker)
         return worker
 
-    yield hire
-    for worker in hired:
+    yield make_worker
+    for worker in workers:
         worker.slots.close()
 
 
 def turn(worker: Worker) -> None:
-    """Until nothing runs and nothing is due."""
+    """Step the worker until no job runs and none is due."""
 
     def is_quiet() -> bool:
         worker._reap_at = 0.0
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return worker.drained()
 
     eventually(is_quiet, PATIENCE)
 
 
-def pass_by(worker: Worker, clock: Clock, span: timedelta, step: timedelta = timedelta(seconds=30)) -> None:
-    """So much time passes, and the worker turns now and then."""
+def advance(worker: Worker, clock: Clock, span: timedelta, step: timedelta = timedelta(seconds=30)) -> None:
+    """Move the clock, and step the worker in between."""
     for _ in range(span // step):
         clock.advance(step.total_seconds())
         turn(worker)
@@ -92,13 +92,13 @@ def outcomes(app: PgCron, name: str) -> list[tuple[str | None, str | None]]:
 
 
 def test_a_function_on_a_schedule_runs_at_its_ticks(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
 ) -> None:
     @app.cron("*/10 * * * *", name="tidy")
     def tidy() -> None:
         seen.note()
 
-    pass_by(hire(), clock, timedelta(minutes=31))
+    advance(make_worker(), clock, timedelta(minutes=31))
 
     times = [START + n * 10 * MINUTE for n in (1, 2, 3)]
     assert seen == [("tidy", tick, before, False) for tick, before in zip(times, [None, *times], strict=False)]
@@ -110,8 +110,8 @@ def test_a_function_on_a_schedule_runs_at_its_ticks(
     {SCHEDULE: "nightly", TICK: "no moment at all", PREVIOUS: "nor this", CAUGHT_UP: "yes"},
     {TICK: "no moment at all", PREVIOUS: "nor this", CAUGHT_UP: "yes"},
 ])  # fmt: skip
-def test_a_job_that_only_says_it_is_a_schedules_run_is_not_believed(
-    app: PgCron, seen: Seen, hire: Callable[..., Worker], headers: dict[str, str]
+def test_forged_schedule_headers_of_a_job_are_removed(
+    app: PgCron, seen: Seen, make_worker: Callable[..., Worker], headers: dict[str, str]
 ) -> None:
     heard: list[Any] = []
 
@@ -124,7 +124,7 @@ def test_a_job_that_only_says_it_is_a_schedules_run_is_not_believed(
         seen.note()
         heard.append(dict(current_job.headers).get("trace"))
 
-    worker = hire()
+    worker = make_worker()
     nightly.options(headers={**headers, "trace": "7"}, execute_after=START - timedelta(hours=1)).delay()
     turn(worker)
 
@@ -133,13 +133,13 @@ def test_a_job_that_only_says_it_is_a_schedules_run_is_not_believed(
     assert [view.outcome for view in app.store.ticks("nightly")] == [None]
 
 
-def test_a_run_that_makes_up_for_missed_ones_knows_it(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+def test_a_catch_up_run_can_see_that_it_is_one(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     app.cron("*/10 * * * *", name="tidy")(seen.note)
     missed: list[datetime] = []
     app.on("schedule_missed")(lambda schedule, tick: missed.append(tick))
-    worker = hire()
+    worker = make_worker()
     clock.advance(35 * 60)
 
     turn(worker)
@@ -156,8 +156,8 @@ def test_a_run_that_makes_up_for_missed_ones_knows_it(
 
 
 @pytest.mark.row(102)
-def test_a_run_that_would_overlap_is_left_out_and_says_so(
-    app: PgCron, clock: Clock, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+def test_a_run_that_would_overlap_is_skipped_with_a_reason(
+    app: PgCron, clock: Clock, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = threading.Event()
     caplog.set_level(logging.INFO)
@@ -166,9 +166,9 @@ def test_a_run_that_would_overlap_is_left_out_and_says_so(
     def slow() -> None:
         gate.wait(PATIENCE)
 
-    worker = hire()
+    worker = make_worker()
     clock.advance(600)
-    worker.look_soon()
+    worker.claim_soon()
     worker._reap_at = 0.0
     worker.step()
     eventually(lambda: worker.running, PATIENCE)
@@ -176,7 +176,7 @@ def test_a_run_that_would_overlap_is_left_out_and_says_so(
 
     def is_turned_away() -> bool:
         worker._reap_at = 0.0
-        worker.look_soon()
+        worker.claim_soon()
         worker.step()
         return len(outcomes(app, "slow")) > 1 and outcomes(app, "slow")[1][0] == "skipped"
 
@@ -191,8 +191,8 @@ def test_a_run_that_would_overlap_is_left_out_and_says_so(
 
 
 @pytest.mark.row(102)
-def test_a_run_that_waits_for_its_turn_waits_quietly_and_begins_when_the_one_before_it_ends(
-    app: PgCron, clock: Clock, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+def test_a_waiting_run_logs_nothing_and_begins_when_the_run_before_it_ends(
+    app: PgCron, clock: Clock, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     gate, ran = threading.Event(), []
     snoozed: list[Any] = []
@@ -204,13 +204,13 @@ def test_a_run_that_waits_for_its_turn_waits_quietly_and_begins_when_the_one_bef
         ran.append(current_job.tick)
         gate.wait(PATIENCE)
 
-    worker = hire()
+    worker = make_worker()
 
     def look(seconds: float) -> None:
         clock.advance(seconds)
         for _ in range(3):
             worker._reap_at = 0.0
-            worker.look_soon()
+            worker.claim_soon()
             worker.step()
 
     look(600)
@@ -228,36 +228,36 @@ def test_a_run_that_waits_for_its_turn_waits_quietly_and_begins_when_the_one_bef
     assert [tick.minute for tick in ran] == [10, 20]
 
 
-def test_an_interval_from_end_to_start_goes_on(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]
+def test_an_interval_after_finish_continues(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
 ) -> None:
     app.every("10m", name="lazy", after_finish=True)(seen.note)
 
-    pass_by(hire(), clock, HOUR, MINUTE)
+    advance(make_worker(), clock, HOUR, MINUTE)
 
     assert [tick for _, tick, _, _ in seen] == [START + n * 10 * MINUTE for n in range(1, 7)]
 
 
-def test_a_start_of_the_code_may_run_it_at_once(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]
+def test_run_on_start_runs_a_schedule_when_its_code_starts(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
 ) -> None:
     app.cron("0 0 * * *", name="warm", run_on_start=True)(seen.note)
 
-    hire()
-    hire()
+    make_worker()
+    make_worker()
 
     assert seen == [("warm", START, None, False)]
     assert app.schedules.history("warm")[-1].kind == "start"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_start_is_made_up_for_by_whoever_plans_next(
-    clock: Clock, app: PgCron, seen: Seen, hire: Callable[..., Worker], when: str
+def test_a_missed_run_on_start_is_planned_by_the_next_scheduler(
+    clock: Clock, app: PgCron, seen: Seen, make_worker: Callable[..., Worker], when: str
 ) -> None:
     store = Lossy(clock)
     app._store = store
     app.cron("0 0 * * *", name="warm", run_on_start=True)(seen.note)
-    hire(plans_ticks=False)
+    make_worker(plans_ticks=False)
     store.fails = ("reconcile", "after")
     with pytest.raises(DatabaseUnavailable):
         Scheduler(app, store).step()
@@ -265,47 +265,49 @@ def test_a_start_is_made_up_for_by_whoever_plans_next(
     with pytest.raises(DatabaseUnavailable):
         Scheduler(app, store).step()
 
-    hire()
+    make_worker()
 
     assert seen == [("warm", START, None, False)]
 
 
-def test_code_that_says_the_same_of_a_schedule_runs_it_at_its_start_and_says_so_once(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+def test_an_unchanged_declaration_runs_on_start_and_is_logged_once(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     task = app.cron("0 0 * * *", name="warm", run_on_start=True)(seen.note)
-    hire()
+    make_worker()
     clock.advance(60)
     app.cron("@yearly", name="other")(task)
 
-    hire()
+    make_worker()
 
     assert [tick for _, tick, _, _ in seen] == [START, START + MINUTE]
     said = [record.getMessage() for record in caplog.records if record.name == "pgcron_lite.schedules"]
     assert said == [
-        "schedule warm is new", "schedule other is new", "schedule warm asks for a run, as its code has come to life",
+        "schedule warm is new", "schedule other is new", "schedule warm runs once now, because its code was started",
     ]  # fmt: skip
 
 
-def test_a_start_wakes_the_worker_at_once(app: PgCron, clock: Clock, hire: Callable[..., Worker]) -> None:
+def test_a_run_on_start_wakes_the_worker_at_once(app: PgCron, clock: Clock, make_worker: Callable[..., Worker]) -> None:
     task = app.cron("0 0 * * *", name="warm")(nothing)
-    hire(plans_ticks=False)
+    make_worker(plans_ticks=False)
     scheduler = Scheduler(app, app.store)
     assert scheduler.step()
     assert scheduler.first_in == timedelta(hours=12).total_seconds()
     app.declared["warm"] = replace(app.declared["warm"], run_on_start=True)
     app.cron("@yearly", name="other")(task)
 
-    hire(plans_ticks=False, takes_jobs=False)
+    make_worker(plans_ticks=False, takes_jobs=False)
 
     assert scheduler.step()
     assert scheduler.first_in == 0.0
 
 
-def test_two_workers_fire_each_tick_once(app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]) -> None:
+def test_two_workers_fire_each_tick_once(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
+) -> None:
     app.cron("* * * * *", name="tidy", overlap="allow")(seen.note)
-    one, other = hire(), hire()
+    one, other = make_worker(), make_worker()
 
     for _ in range(20):
         clock.advance(20)
@@ -316,28 +318,28 @@ def test_two_workers_fire_each_tick_once(app: PgCron, clock: Clock, seen: Seen, 
 
 
 def test_a_worker_without_a_scheduler_plans_nothing(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
 ) -> None:
     app.cron("* * * * *", name="tidy")(seen.note)
 
-    pass_by(hire(plans_ticks=False), clock, 5 * MINUTE)
+    advance(make_worker(plans_ticks=False), clock, 5 * MINUTE)
 
     assert app.schedules.all() == []
 
 
 def test_a_scheduler_alone_plans_and_runs_nothing(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker]
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker]
 ) -> None:
     app.cron("* * * * *", name="tidy")(seen.note)
 
-    pass_by(hire(takes_jobs=False), clock, 5 * MINUTE)
+    advance(make_worker(takes_jobs=False), clock, 5 * MINUTE)
 
     assert seen == []
     assert len(app.schedules.history("tidy")) > 3
 
 
-def test_an_alarm_is_heard_once_and_so_is_its_end(
-    app: PgCron, clock: Clock, hire: Callable[..., Worker]
+def test_an_alarm_and_its_end_are_each_sent_once(
+    app: PgCron, clock: Clock, make_worker: Callable[..., Worker]
 ) -> None:
     heard: list[tuple[str, str, datetime]] = []
     for event in ("schedule_missed", "schedule_late", "schedule_recovered"):
@@ -346,9 +348,9 @@ def test_an_alarm_is_heard_once_and_so_is_its_end(
     @app.cron("*/10 * * * *", name="tidy", overlap="allow")
     def tidy() -> None: ...
 
-    worker = hire()
+    worker = make_worker()
     app.store.pause("default")
-    pass_by(worker, clock, timedelta(minutes=14))
+    advance(worker, clock, timedelta(minutes=14))
     assert heard == [("schedule_missed", "tidy", START + 10 * MINUTE)]
 
     app.store.resume("default")
@@ -360,7 +362,7 @@ def test_an_alarm_is_heard_once_and_so_is_its_end(
 
 
 class Lossy(MemoryStore):
-    """A store in which one verb fails: before it has done anything, or after it has done it."""
+    """A store in which one method fails, before or after its execution."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -394,13 +396,13 @@ class Lossy(MemoryStore):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("verb", ["plan", "admit", "close_ticks", "settle"])
 @pytest.mark.parametrize("catch_up", ["latest", "skip"])
-def test_a_database_that_fails_at_any_step_costs_no_tick_and_doubles_none(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], verb: str, when: str, catch_up: Any
+def test_a_database_failure_at_any_step_neither_loses_nor_doubles_a_tick(
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker], verb: str, when: str, catch_up: Any
 ) -> None:
     store = Lossy(clock)
     app._store = store
     app.cron("*/10 * * * *", name="tidy", catch_up=catch_up)(seen.note)
-    worker = hire()
+    worker = make_worker()
 
     for minutes in (10, 10, 25, 5, 10):
         clock.advance(minutes * 60)
@@ -418,10 +420,10 @@ def test_a_database_that_fails_at_any_step_costs_no_tick_and_doubles_none(
 
 @pytest.mark.row(104)
 def test_a_schedule_whose_ticks_are_refused_is_set_aside(
-    app: PgCron, clock: Clock, seen: Seen, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+    app: PgCron, clock: Clock, seen: Seen, make_worker: Callable[..., Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Choosy(MemoryStore):
-        """Refuses what one schedule wants, and with it all that is written together with it."""
+        """Refuse every plan that includes one schedule, and all that is written with it."""
 
         def plan(self, decide: Callable[[Entry, datetime], Move], name: str | None = None, **options: Any) -> Any:
             def checked(entry: Entry, now: datetime) -> Move:
@@ -445,14 +447,14 @@ def test_a_schedule_whose_ticks_are_refused_is_set_aside(
     app.cron("*/10 * * * *", name="bad")(seen.note)
     app.cron("*/10 * * * *", name="good")(app.tasks[next(iter(app.tasks))])
 
-    pass_by(hire(), clock, timedelta(minutes=21))
+    advance(make_worker(), clock, timedelta(minutes=21))
 
     assert [name for name, *_ in seen] == ["good", "good"]
     assert app.schedules.get("bad").trouble == "smallint out of range"
     assert caplog.text.count("schedule bad is stuck") == 1
 
 
-# What an app says
+# Declarations in an app
 
 
 def test_a_task_may_have_several_schedules(app: PgCron) -> None:
@@ -470,7 +472,7 @@ def test_a_task_may_have_several_schedules(app: PgCron) -> None:
     assert {s.max_attempts for s in app.declared.values()} == {2}
 
 
-def test_schedule_understands_both(app: PgCron) -> None:
+def test_schedule_accepts_cron_expressions_and_intervals(app: PgCron) -> None:
     app.schedule("*/5 * * * *", name="a")(nothing)
     app.schedule("every 10s", name="b")(app.tasks[next(iter(app.tasks))])
     app.schedule(timedelta(hours=2), name="c")(app.tasks[next(iter(app.tasks))])
@@ -497,19 +499,19 @@ def with_argument(x: int) -> None: ...
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_is_refused_at_decoration(app: PgCron, options: dict[str, Any], said: str) -> None:
+def test_invalid_options_are_refused_at_decoration(app: PgCron, options: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError) as refusal:
         app.cron("30 2 * * *", **options)(nothing)
 
     assert said in str(refusal.value)
 
 
-def test_a_task_that_needs_arguments_is_refused_without(app: PgCron) -> None:
+def test_a_task_that_requires_arguments_is_refused_without_them(app: PgCron) -> None:
     with pytest.raises(OptionError, match=r"give them: args="):
         app.every("10s")(with_argument)
 
 
-def test_a_names_second_schedule_is_refused(app: PgCron) -> None:
+def test_a_second_schedule_of_the_same_name_is_refused(app: PgCron) -> None:
     task = app.every("10s")(nothing)
     app.every("10s")(task)  # the same once more, as when a module is imported under two names
 
@@ -517,7 +519,7 @@ def test_a_names_second_schedule_is_refused(app: PgCron) -> None:
         app.every("20s")(task)
 
 
-def test_what_is_about_the_task_is_said_of_the_task(app: PgCron) -> None:
+def test_options_of_the_task_are_refused_for_a_schedule_of_it(app: PgCron) -> None:
     task = app.task(nothing)
 
     with pytest.raises(OptionError, match=r"backoff= is about the task"):
@@ -540,76 +542,77 @@ def tidy(app: PgCron, seen: Seen) -> Any:
 
 
 def test_a_schedule_may_be_added_changed_and_removed(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker]
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker]
 ) -> None:
-    worker = hire()
+    worker = make_worker()
     view = app.schedules.add("report", "*/10 * * * *", tidy, tz="Europe/Berlin", priority=5)
     assert (view.next_tick, view.origin, view.schedule.priority) == (START + 10 * MINUTE, "hand", 5)
-    pass_by(worker, clock, timedelta(minutes=11))
+    advance(worker, clock, timedelta(minutes=11))
 
     assert app.schedules.replace("report", "every 5m", "tidy", start=START).next_tick == START + 15 * MINUTE
-    pass_by(worker, clock, timedelta(minutes=5))
+    advance(worker, clock, timedelta(minutes=5))
     app.schedules.remove("report")
-    pass_by(worker, clock, timedelta(minutes=30))
+    advance(worker, clock, timedelta(minutes=30))
 
     assert [tick for _, tick, _, _ in seen] == [START + 10 * MINUTE, START + 15 * MINUTE]
     assert app.schedules.all() == []
 
 
-def test_what_was_made_at_run_time_makes_room_for_what_code_declares(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+def test_a_removed_run_time_schedule_is_replaced_by_the_declared_one(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     app.schedules.add("report", "*/10 * * * *", tidy)
     app.cron("*/7 * * * *", name="report", run_on_start=True)(tidy)
-    worker = hire()
-    assert "one made at run time has that name" in caplog.text
+    worker = make_worker()
+    assert "a schedule created at run time has that name" in caplog.text
 
     app.schedules.remove("report")
 
-    # Planned here and now, and not when a worker comes by.
+    # Planned at once, not with the next step of a worker.
     assert app.schedules.get("report").next_tick == START + 7 * MINUTE
-    pass_by(worker, clock, timedelta(minutes=11))
+    advance(worker, clock, timedelta(minutes=11))
     assert [tick for _, tick, _, _ in seen] == [START + 7 * MINUTE]
 
 
-def test_a_pause_leaves_its_ticks_out_and_a_resume_does_not_bring_them_back(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker]
+def test_ticks_during_a_pause_are_skipped_also_after_the_resume(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker]
 ) -> None:
-    worker = hire()
+    worker = make_worker()
     app.schedules.add("report", "*/10 * * * *", tidy, catch_up="all")
     app.schedules.pause("report")
     clock.advance(25 * 60)
     app.schedules.resume("report")
-    pass_by(worker, clock, timedelta(minutes=6))
+    advance(worker, clock, timedelta(minutes=6))
 
     assert [tick for _, tick, _, _ in seen] == [START + 30 * MINUTE]
     assert outcomes(app, "report")[:2] == [("skipped", "paused"), ("skipped", "paused")]
 
 
-def test_run_now_runs_now_also_what_is_paused(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker]
+def test_run_now_also_runs_a_paused_schedule(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker]
 ) -> None:
-    worker = hire()
+    worker = make_worker()
     app.schedules.add("report", "@yearly", tidy)
     app.schedules.pause("report")
 
     handles = [app.schedules.run_now("report") for _ in range(2)]
-    pass_by(worker, clock, MINUTE)
+    advance(worker, clock, MINUTE)
 
     assert [handle.state() for handle in handles] == ["done", "done"]
     assert [name for name, *_ in seen] == ["report", "report"]
 
 
-def test_backfill_runs_what_has_not_run(
-    app: PgCron, clock: Clock, seen: Seen, tidy: Any, hire: Callable[..., Worker]
+def test_backfill_runs_the_ticks_that_have_not_run(
+    app: PgCron, clock: Clock, seen: Seen, tidy: Any, make_worker: Callable[..., Worker]
 ) -> None:
-    worker = hire()
+    worker = make_worker()
     app.schedules.add("report", "0 * * * *", tidy)
-    pass_by(worker, clock, timedelta(minutes=61))
+    advance(worker, clock, timedelta(minutes=61))
     seen.clear()
 
     handles = app.schedules.backfill("report", START - 3 * HOUR)
-    pass_by(worker, clock, timedelta(minutes=3))
+    advance(worker, clock, timedelta(minutes=3))
 
     assert len(handles) == 4
     assert [(tick, caught_up) for _, tick, _, caught_up in seen] == [(START - n * HOUR, True) for n in (3, 2, 1, 0)]
@@ -635,7 +638,7 @@ def test_backfill_runs_what_has_not_run(
         (lambda s, t: s.backfill("often", START - timedelta(days=30)), OptionError, "more than 10000"),
     ],
 )
-def test_what_cannot_be_done_says_what_can(app: PgCron, tidy: Any, do: Any, error: Any, said: str) -> None:
+def test_refused_actions_name_an_alternative(app: PgCron, tidy: Any, do: Any, error: Any, said: str) -> None:
     app.schedules.add("report", "@hourly", tidy)
     app.schedules.add("often", "every 1s", tidy)
 
@@ -645,9 +648,11 @@ def test_what_cannot_be_done_says_what_can(app: PgCron, tidy: Any, do: Any, erro
     assert said in str(refusal.value)
 
 
-def test_what_code_declares_is_changed_in_code(app: PgCron, tidy: Any, hire: Callable[..., Worker]) -> None:
+def test_a_declared_schedule_can_only_be_changed_in_code(
+    app: PgCron, tidy: Any, make_worker: Callable[..., Worker]
+) -> None:
     app.cron("@hourly", name="report")(tidy)
-    hire()
+    make_worker()
 
     with pytest.raises(OptionError, match="declared in code"):
         app.schedules.remove("report")
@@ -655,17 +660,17 @@ def test_what_code_declares_is_changed_in_code(app: PgCron, tidy: Any, hire: Cal
         app.schedules.replace("report", "@daily", tidy)
 
 
-def test_next_tells_the_times_to_come(app: PgCron, tidy: Any) -> None:
+def test_next_returns_the_coming_times(app: PgCron, tidy: Any) -> None:
     app.schedules.add("report", "30 2 * * *", tidy, tz="Europe/Berlin")
 
     ahead = app.schedules.next("report", 30)
 
     assert ahead[:2] == [datetime(2026, 3, 2, 1, 30, tzinfo=UTC), datetime(2026, 3, 3, 1, 30, tzinfo=UTC)]
-    assert datetime(2026, 3, 29, 1, tzinfo=UTC) in ahead  # the gap
+    assert datetime(2026, 3, 29, 1, tzinfo=UTC) in ahead  # this time does not exist: the clocks are put forward
 
 
 @pytest.mark.parametrize("what", ["cancel", "delete"])
-def test_next_leaves_out_what_was_called_off(app: PgCron, tidy: Any, what: str) -> None:
+def test_next_omits_cancelled_and_deleted_ticks(app: PgCron, tidy: Any, what: str) -> None:
     app.schedules.add("report", "30 2 * * *", tidy)
     first, second, *_ = app.schedules.next("report")
     [job] = app.store.find(states=["queued"])

@@ -1,4 +1,4 @@
-"""The places where jobs run: how many at once, what is taken back, and what no job can do to them."""
+"""Slots: how many jobs run at once, which are taken back, and how slots survive what jobs do."""
 
 import sys
 import threading
@@ -71,7 +71,7 @@ def test_no_more_jobs_run_at_once_than_there_are_slots(app: PgCron, slots: Slots
     assert states(slots, 4) == ["done"] * 4
 
 
-def test_what_has_not_begun_can_be_taken_back(app: PgCron, slots: Slots) -> None:
+def test_jobs_that_have_not_started_can_be_taken_back(app: PgCron, slots: Slots) -> None:
     gate, inside = threading.Event(), []
 
     @app.task(name="work")
@@ -92,7 +92,7 @@ def test_what_has_not_begun_can_be_taken_back(app: PgCron, slots: Slots) -> None
     assert states(slots, 2) == ["done"] * 2
 
 
-def test_threads_are_started_as_they_are_needed_and_used_again(app: PgCron, slots: Slots) -> None:
+def test_threads_are_started_when_needed_and_reused(app: PgCron, slots: Slots) -> None:
     names = []
 
     @app.task(name="work")
@@ -106,26 +106,26 @@ def test_threads_are_started_as_they_are_needed_and_used_again(app: PgCron, slot
     assert names == ["pgcron-slot-0"] * 3
 
 
-# What waits, what is late, and when somebody is told
+# Waiting jobs, late jobs, and when the loop is woken
 
 
 @pytest.fixture
-def told() -> list[int]:
-    """How many had ended each time that somebody was told to look."""
+def wakes() -> list[int]:
+    """The number of ended jobs at each wake-up of the loop."""
     return []
 
 
 @pytest.fixture
-def single(app: PgCron, told: list[int]) -> Iterator[Slots]:
-    """One slot, so that everything has its order."""
-    slots = Slots(app, 1, lambda: told.append(len(slots.ended)), lambda: False)
+def single(app: PgCron, wakes: list[int]) -> Iterator[Slots]:
+    """One slot, so that the order is fixed."""
+    slots = Slots(app, 1, lambda: wakes.append(len(slots.ended)), lambda: False)
     yield slots
     slots.close()
 
 
 @pytest.fixture
 def gate(app: PgCron) -> Iterator[threading.Event]:
-    """The task `wait` waits for it; `work` does nothing."""
+    """An event that the task `wait` waits for; `work` does nothing."""
     gate = threading.Event()
     app.task(lambda: gate.wait(30), name="wait")
     app.task(do_nothing, name="work")
@@ -133,46 +133,46 @@ def gate(app: PgCron) -> Iterator[threading.Event]:
     gate.set()
 
 
-def test_nobody_is_told_before_enough_has_ended(single: Slots, told: list[int], gate: threading.Event) -> None:
+def test_the_loop_is_not_woken_before_enough_have_ended(single: Slots, wakes: list[int], gate: threading.Event) -> None:
     single.enough = 4
     single.put(*claimed(3), *claimed(1, "wait"), *claimed(1))
     eventually(lambda: single.waiting == 1 and len(single.ended) == 3)
 
-    assert told == []
+    assert wakes == []
     gate.set()
     eventually(lambda: len(single.ended) == 5)
 
-    # Enough, and that once; the last one's end is seen by whoever comes.
-    assert told == [4]
+    # Once, when enough had ended. The loop collects the last one too when it comes.
+    assert wakes == [4]
 
 
-def test_with_nothing_left_to_begin_somebody_is_told_of_each_end(
-    single: Slots, told: list[int], gate: threading.Event
+def test_with_no_job_waiting_each_end_wakes_the_loop(
+    single: Slots, wakes: list[int], gate: threading.Event
 ) -> None:
     single.enough = 100
 
     for number in range(3):
         single.put(*claimed(1))
-        eventually(lambda number=number: len(told) == number + 1)
+        eventually(lambda number=number: len(wakes) == number + 1)
         assert [ended.outcome.state for ended in single.collect()] == ["done"]
 
-    assert told == [1, 1, 1]
+    assert wakes == [1, 1, 1]
 
 
-def test_nobody_is_told_twice_before_coming_to_collect(single: Slots, told: list[int], gate: threading.Event) -> None:
+def test_the_loop_is_woken_once_until_it_collects(single: Slots, wakes: list[int], gate: threading.Event) -> None:
     for number in range(4):
         single.put(*claimed(1))
         eventually(lambda number=number: len(single.ended) == number + 1)
-    assert told == [1]
+    assert wakes == [1]
 
     assert len(single.collect()) == 4
 
     single.put(*claimed(1))
-    eventually(lambda: len(told) == 2)
-    assert told == [1, 1]
+    eventually(lambda: len(wakes) == 2)
+    assert wakes == [1, 1]
 
 
-def test_what_ended_is_collected_once_and_in_its_order(single: Slots, gate: threading.Event) -> None:
+def test_finished_jobs_are_collected_once_and_in_order(single: Slots, gate: threading.Event) -> None:
     jobs = claimed(5)
     single.put(*jobs)
     eventually(lambda: len(single.ended) == 5)
@@ -194,21 +194,21 @@ def test_how_long_the_next_one_has_waited(single: Slots, gate: threading.Event) 
     assert single.waited(time.monotonic() + 100) >= 100
     single.take_back()
     assert single.waited(time.monotonic() + 100) == 0.0
-    # A claim over a slow line takes long, which is no wait for a slot.
+    # A claim over a slow connection takes long, but that time is not a wait for a slot.
     single.put(*claimed(1), since=now - 1000)
     assert single.waited(time.monotonic()) < 500
 
 
 @pytest.mark.row(7)
-def test_what_has_waited_for_longer_than_patience_is_not_begun(
-    app: PgCron, told: list[int], gate: threading.Event
+def test_a_job_older_than_the_maximum_age_is_not_started(
+    app: PgCron, wakes: list[int], gate: threading.Event
 ) -> None:
-    slots = Slots(app, 2, lambda: told.append(0), lambda: False, patience=-1.0)
+    slots = Slots(app, 2, lambda: wakes.append(0), lambda: False, max_age=-1.0)
     jobs = claimed(3)
     assert not slots.has_late
 
     slots.put(*jobs)
-    eventually(lambda: slots.waiting == 0 and len(told) == 1)
+    eventually(lambda: slots.waiting == 0 and len(wakes) == 1)
 
     assert slots.has_late
     assert not slots.ended
@@ -219,8 +219,8 @@ def test_what_has_waited_for_longer_than_patience_is_not_begun(
     slots.close()
 
 
-def test_within_their_patience_jobs_begin(app: PgCron, gate: threading.Event) -> None:
-    slots = Slots(app, 2, lambda: None, lambda: False, patience=60.0)
+def test_a_job_within_the_maximum_age_is_started(app: PgCron, gate: threading.Event) -> None:
+    slots = Slots(app, 2, lambda: None, lambda: False, max_age=60.0)
 
     slots.put(*claimed(10))
 
@@ -229,12 +229,12 @@ def test_within_their_patience_jobs_begin(app: PgCron, gate: threading.Event) ->
     slots.close()
 
 
-# What no job can do to them
+# Robustness against jobs
 
 
 @pytest.mark.row(26)
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("all")], ids=repr)
-def test_nothing_that_a_task_raises_ends_a_slot(app: PgCron, slots: Slots, error: BaseException) -> None:
+def test_no_exception_of_a_task_ends_a_slot(app: PgCron, slots: Slots, error: BaseException) -> None:
     @app.task(name="work", max_attempts=1)
     def work() -> None:
         raise error
@@ -246,7 +246,7 @@ def test_nothing_that_a_task_raises_ends_a_slot(app: PgCron, slots: Slots, error
     eventually(lambda: slots.free == 2)
 
 
-def test_what_a_job_sets_in_its_context_does_not_reach_the_next(app: PgCron, slots: Slots) -> None:
+def test_context_variables_of_one_job_do_not_reach_the_next(app: PgCron, slots: Slots) -> None:
     import contextvars
 
     user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
@@ -265,7 +265,7 @@ def test_what_a_job_sets_in_its_context_does_not_reach_the_next(app: PgCron, slo
 
 
 @pytest.mark.row(26)
-def test_an_error_that_can_be_neither_told_nor_measured_ends_no_slot(app: PgCron, slots: Slots) -> None:
+def test_an_error_that_cannot_be_described_does_not_end_a_slot(app: PgCron, slots: Slots) -> None:
     class Ambush(str):
         def __format__(self, how: str) -> str:
             raise SystemExit
@@ -289,17 +289,17 @@ def test_an_error_that_can_be_neither_told_nor_measured_ends_no_slot(app: PgCron
 
 
 class Late(BaseException):
-    """An exception that another thread throws into a slot, for a job that is over by then."""
+    """An exception that another thread throws into a slot, for a job that has already ended."""
 
 
-# What a slot's thread runs, without `_run`: what `execute` does is a task's own business.
+# The code of a slot's thread without `_run`: exceptions within `execute` belong to the task.
 OWN_CODE = [f.__code__ for name, f in vars(Slots).items() if isinstance(f, FunctionType) and name != "_run"]
 
 
 class Throws:
-    """Raises `Late` before the instruction `number` of the slots' own code, once.
+    """Raise `Late` once, before instruction `number` of the slots' own code.
 
-    That covers every place where an exception thrown in by another thread may come up, and more.
+    This covers every place where an exception thrown in by another thread can be raised.
     """
 
     def __init__(self, number: int) -> None:
@@ -320,7 +320,7 @@ class Throws:
     def __exit__(self, *error: object) -> None:
         if sys.version_info < (3, 12):
             threading.settrace(None)
-            # All greenlets of a thread have one in common.
+            # All greenlets of a thread share one trace function.
             sys.settrace(self.before)
             return
         self.observe(sys.monitoring.events.NO_EVENTS)
@@ -339,17 +339,17 @@ class Throws:
         return self.trace
 
     def count(self) -> None:
-        # The thread of the test is observed too.
+        # The thread of the test is traced too.
         if self.left and isinstance(threading.current_thread(), SlotThread):
             self.left -= 1
             if not self.left:
                 raise Late
 
 
-# Where the thread is about to end, nothing catches it any more.
+# At the end of the thread nothing catches it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.row(26)
-def test_an_exception_thrown_in_at_any_instruction_costs_neither_a_job_nor_a_slot(app: PgCron) -> None:
+def test_an_exception_thrown_in_at_any_instruction_loses_neither_a_job_nor_a_slot(app: PgCron) -> None:
     app.task(do_nothing, name="work")
     number, came = 0, True
 
@@ -364,9 +364,9 @@ def test_an_exception_thrown_in_at_any_instruction_costs_neither_a_job_nor_a_slo
 
 
 def run_under(throws: Throws, app: PgCron, jobs: list[Job]) -> list[Job]:
-    """The jobs that ended or were handed back, after all were given to a slot; the first of them too late."""
+    """Give jobs to a slot, the first one too late. Return those that ended or were handed back."""
     now, seen = [0.0], []
-    slots = Slots(app, 1, lambda: None, lambda: False, patience=50.0, clock=lambda: now[0])
+    slots = Slots(app, 1, lambda: None, lambda: False, max_age=50.0, clock=lambda: now[0])
 
     def are_all_there() -> bool:
         now[0] += 1.0
@@ -374,7 +374,7 @@ def run_under(throws: Throws, app: PgCron, jobs: list[Job]) -> list[Job]:
         seen.extend(slots.take_back() if slots.has_late else [])
         return len(seen) >= len(jobs)
 
-    # To the end: a thread looks for the trace function some time after it has started.
+    # Until the end: a thread reads the trace function some time after it has started.
     with throws:
         slots.put(jobs[0], since=-100.0)
         slots.put(*jobs[1:])

@@ -1,4 +1,4 @@
-"""Standard output and error of a worker: what a task closes is opened again, for other jobs and for the log."""
+"""Standard output and error of a worker: streams that a task closes are reopened for other jobs and the log."""
 
 import subprocess
 
@@ -12,15 +12,15 @@ from support import running
      "sys.stdout.close(); sys.stderr.close()"],
     ids=["closed", "descriptor closed", "number taken over", "both closed"],
 )
-def test_what_is_printed_and_logged_after_a_stream_was_closed_arrives(harm: str) -> None:
+def test_output_and_log_lines_after_a_stream_was_closed_arrive(harm: str) -> None:
     program = f"""
     import logging, os, sys
     from pgcron_lite.worker.streams import Streams
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     streams = Streams()
-    streams.take()
+    streams.save()
     {harm}
-    streams.keep()
+    streams.repair()
     print("printed")
     logging.warning("logged")
     print("error", file=sys.stderr)
@@ -32,14 +32,14 @@ def test_what_is_printed_and_logged_after_a_stream_was_closed_arrives(harm: str)
     assert (process.returncode, out, err) == (0, "printed\nlogged\n", "error\n")
 
 
-def test_a_stream_that_a_program_has_replaced_is_left_alone() -> None:
+def test_a_stream_that_a_program_has_replaced_is_unchanged() -> None:
     program = """
     import contextlib, io
     from pgcron_lite.worker.streams import Streams
     streams = Streams()
-    streams.take()
+    streams.save()
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        streams.keep()
+        streams.repair()
         print("inside")
     print(repr(text.getvalue()))
     """
@@ -50,15 +50,15 @@ def test_a_stream_that_a_program_has_replaced_is_left_alone() -> None:
     assert out == "'inside\\n'\n"
 
 
-def test_a_program_without_streams_can_take_them() -> None:
+def test_a_program_without_streams_can_save_them() -> None:
     program = """
     import os, sys
     from pgcron_lite.worker.streams import Streams
     sys.stdout = sys.stderr = None
     streams = Streams()
-    streams.take()
-    streams.keep()
-    streams.give_back()
+    streams.save()
+    streams.repair()
+    streams.close()
     os.write(1, b"well")
     """
 

@@ -1,4 +1,4 @@
-"""The one sleep: what ends it, and what becomes of a process whose descriptors are taken from under it."""
+"""The only sleep of a worker: what ends it, and the end of a process whose descriptors were closed."""
 
 import os
 import resource
@@ -26,11 +26,11 @@ def slept(wake: Wake, seconds: float, sockets: tuple[int, ...] = ()) -> float:
     return time.monotonic() - began
 
 
-def test_a_sleep_lasts_as_long_as_asked(wake: Wake) -> None:
+def test_a_sleep_lasts_as_long_as_requested(wake: Wake) -> None:
     assert slept(wake, 0.05) >= 0.05
 
 
-def test_a_sleep_of_no_time_returns_at_once(wake: Wake) -> None:
+def test_a_sleep_of_zero_seconds_returns_at_once(wake: Wake) -> None:
     assert slept(wake, 0.0) < 5
 
 
@@ -54,7 +54,7 @@ def test_many_rings_end_one_sleep_and_not_the_next(wake: Wake) -> None:
     assert slept(wake, 0.05) >= 0.05
 
 
-def test_a_socket_with_something_to_read_ends_the_sleep(wake: Wake) -> None:
+def test_a_readable_socket_ends_the_sleep(wake: Wake) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.send(b"notice")
@@ -82,10 +82,10 @@ def test_descriptors_beyond_a_thousand_can_be_waited_for() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_ring_after_the_end_is_heard_by_nobody_and_written_nowhere() -> None:
+def test_a_ring_after_close_is_ignored_and_written_nowhere() -> None:
     wake = Wake()
     wake.close()
-    reader, writer = os.pipe()  # takes over the numbers
+    reader, writer = os.pipe()  # gets the same numbers
     os.set_blocking(reader, False)
 
     wake.ring()

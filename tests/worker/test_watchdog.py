@@ -1,4 +1,4 @@
-"""The watchdog: it ends a process that can run no Python, prints its tracebacks, and leaves every other one alone."""
+"""The watchdog: ends a process that can run no Python, after its tracebacks, and leaves every other one alone."""
 
 import contextlib
 import os
@@ -43,13 +43,13 @@ def test_a_process_that_keeps_the_interpreter_lock_ends_with_the_tracebacks_of_i
     assert "in hold_the_lock" in err
 
 
-def test_a_process_that_was_stopped_for_longer_than_the_time_goes_on() -> None:
+def test_a_process_that_was_stopped_for_longer_than_the_limit_continues() -> None:
     with running(HOLD, 1, "end", stderr=subprocess.PIPE) as process, running(HOLD, 1, "hold") as measure:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
 
-        # As long as it takes another one to be ended twice over.
+        # Twice as long as it takes to end a process that hangs.
         measure.communicate("go\n", timeout=60)
         with running(HOLD, 1, "hold") as again:
             again.communicate("go\n", timeout=60)
@@ -61,7 +61,7 @@ def test_a_process_that_was_stopped_for_longer_than_the_time_goes_on() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors of others cannot be seen")
 @pytest.mark.parametrize("same", [False, True], ids=["another program", "the same program"])
-def test_a_program_in_the_place_of_its_process_is_left_alone_though_a_child_holds_the_pipe(same: bool) -> None:
+def test_a_program_that_replaced_the_process_is_left_alone_even_if_a_child_keeps_the_pipe(same: bool) -> None:
     program = """
     import os, sys, time
     if "again" not in sys.argv:
@@ -92,7 +92,7 @@ def test_a_program_in_the_place_of_its_process_is_left_alone_though_a_child_hold
             process.stdin.flush()
             assert process.stdout.readline() == "began\n"
 
-            # It is over before the time to end the worker has come.
+            # It has ended before the limit for the worker is over.
             eventually(lambda: not is_running(watchdog_pid))
             out, err = process.communicate("go\n", timeout=60)
         finally:
@@ -106,7 +106,7 @@ def test_a_watchdog_ends_with_the_watch_and_with_its_process(how: str) -> None:
     with running(HOLD, 60, "end") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        # It forks once more, and then begins.
+        # It forks once more before it starts.
         [pid] = eventually(lambda: len(found := watchdogs_of(process.pid)) == 1 and found)
         eventually(lambda: os.getsid(pid) == pid)
         if how == "killed":
@@ -118,7 +118,7 @@ def test_a_watchdog_ends_with_the_watch_and_with_its_process(how: str) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="a process 1 needs a namespace")
 def test_the_first_process_of_a_container_ends_too() -> None:
-    # No signal's default action ends it.
+    # Default actions of signals do not end it.
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", HOLD, "1", "hold"]
 
     answer = subprocess.run(command, input="go\n", capture_output=True, text=True, timeout=60, check=False)
@@ -153,7 +153,7 @@ def test_a_descriptor_that_is_no_longer_the_watchdogs_is_not_written_to() -> Non
     assert out == "nothing\n"
 
 
-def test_the_watchdog_is_no_child_that_a_task_could_wait_for() -> None:
+def test_the_watchdog_is_not_a_child_that_a_task_could_wait_for() -> None:
     program = """
     import os
     from pgcron_lite.worker.watchdog import Watchdog
@@ -172,7 +172,7 @@ def test_the_watchdog_is_no_child_that_a_task_could_wait_for() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count it")
-def test_a_process_that_waits_for_a_processor_is_told_from_one_that_hangs() -> None:
+def test_a_process_that_waits_for_a_processor_is_distinguished_from_one_that_hangs() -> None:
     spin = "while True: pass"
     cpu = {min(os.sched_getaffinity(0))}
     with running(spin) as one, running(spin) as other, running("input()") as idle:
@@ -190,7 +190,7 @@ def watchdogs_of(pid: int) -> list[int]:
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = each.read_bytes().split(b"\0")
-            # By its name: the program may import this checkout, and the test what is installed.
+            # Compared by name: the program may import this checkout, and the test the installed package.
             if any(word.endswith(b"/watchdog.py") for word in words) and str(pid).encode() in words:
                 found.append(int(each.parent.name))
     return found
