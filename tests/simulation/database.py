@@ -220,21 +220,21 @@ class Database(MemoryStore):
         return ids
 
     def _keep(self, job: Job) -> Job:
-        kept: Job = self._noted(job.id, job, super()._keep)
+        kept: Job = self._record(job.id, job, super()._keep)
         return kept
 
     def _end(self, job: Job) -> Job:
-        ended: Job = self._noted(job.id, job, super()._end)
+        ended: Job = self._record(job.id, job, super()._end)
         return ended
 
     def _drop(self, job_id: int) -> Job | None:
         if self._nested:
             return super()._drop(job_id)
         before = self._jobs.get(job_id)
-        self._noted(job_id, None, lambda _: super(Database, self)._drop(job_id))
+        self._record(job_id, None, lambda _: super(Database, self)._drop(job_id))
         return before
 
-    def _noted(self, job_id: int, after: Job | None, write: Callable[[Any], Any]) -> Any:
+    def _record(self, job_id: int, after: Job | None, write: Callable[[Any], Any]) -> Any:
         self._wait_for([job_id])
         before = self._jobs.get(job_id)
         self._nested = True
@@ -258,8 +258,8 @@ class Database(MemoryStore):
                 Tables._keep(self, change.before)
         self._nested = False
 
-    def _offered(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
-        for job in super()._offered(queues, tasks, until):
+    def _claimable(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
+        for job in super()._claimable(queues, tasks, until):
             if self._is_seen(job):
                 yield job
 

@@ -23,7 +23,7 @@ from .producers import DEFAULT, Enqueuer, Producer
 from .world import FAULTS, World
 
 # Until ids that are used twice are no trouble.
-DATABASE = Database if hasattr(Tables, "_beside") else PlainKeys
+DATABASE = Database if hasattr(Tables, "_with_new_id") else PlainKeys
 # How long the end of everything may take after the last fault.
 PATIENCE = 900.0
 # In a simulation there are dozens of jobs, and what a worker does with hundreds has to be seen too.

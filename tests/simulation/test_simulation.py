@@ -119,8 +119,8 @@ def test_it_finds_a_living_worker_that_is_robbed() -> None:
 class Charging(Database):
     """A server that charges a job for the death of its worker."""
 
-    def _rescue(self, job: Job, *, guilty: bool) -> Job:
-        rescued = super()._rescue(job, guilty=guilty)
+    def _rescue(self, job: Job, *, counts_crash: bool) -> Job:
+        rescued = super()._rescue(job, counts_crash=counts_crash)
         return rescued if rescued.is_final else self._keep(rescued.changed(attempt=rescued.attempt + 1))
 
 
