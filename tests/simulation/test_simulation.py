@@ -36,7 +36,7 @@ def first_violation(options: Options, *kinds: str) -> Result:
 
 
 @pytest.mark.parametrize("first", range(1, 5 * BLOCK, BLOCK))
-def test_every_invariant_holds_whatever_goes_wrong(first: int) -> None:
+def test_every_invariant_holds_under_faults(first: int) -> None:
     for seed in range(first, first + BLOCK):
         result = run(seed)
 
@@ -68,7 +68,7 @@ def test_it_finds_jobs_stranded_by_a_claim_that_commits_late() -> None:
     assert "which is alive" in str(result.violation)
 
 
-def test_it_finds_that_an_id_of_history_is_not_survived() -> None:
+def test_it_finds_a_worker_that_cannot_handle_an_id_in_history() -> None:
     options = Options(frozenset({"failover", "reset"}), database=PlainKeys)
 
     # A worker that takes the refusal for its end, or one that cannot write the outcome down.
@@ -84,7 +84,7 @@ def test_it_finds_an_acknowledged_job_that_was_never_stored() -> None:
     assert "was told that job" in str(result.violation)
 
 
-def test_it_finds_a_second_job_made_by_bytes_that_were_held_back() -> None:
+def test_it_finds_a_second_job_created_by_a_late_insert() -> None:
     options = Options(frozenset({"late", "stall", "twice"}), enqueuer=Credulous, database=Database)
 
     first_violation(options, "stored twice")
@@ -100,7 +100,7 @@ class Unfenced(Database):
         ])
 
 
-def test_it_finds_a_stale_owner_that_changes_something() -> None:
+def test_it_finds_a_write_of_a_stale_owner() -> None:
     first_violation(Options(frozenset(FAULTS) - {"reset", "failover"}, database=Unfenced), "fence")
 
 
@@ -112,7 +112,7 @@ class Hasty(Worker):
         self._reaper.lease_seconds /= 3
 
 
-def test_it_finds_a_living_worker_that_is_robbed() -> None:
+def test_it_finds_a_live_worker_that_is_declared_dead() -> None:
     first_violation(Options(frozenset({"silent", "stall", "late"}), worker=Hasty), "robbed")
 
 
@@ -124,7 +124,7 @@ class Charging(Database):
         return rescued if rescued.is_final else self._keep(rescued.changed(attempt=rescued.attempt + 1))
 
 
-def test_it_finds_an_attempt_that_was_not_made() -> None:
+def test_it_finds_an_attempt_that_did_not_happen() -> None:
     first_violation(Options(frozenset({"kill"}), database=Charging), "attempts")
 
 
@@ -139,7 +139,7 @@ def test_it_finds_a_tick_that_was_never_decided() -> None:
     first_violation(Options(frozenset(), database=Forgetful), "tick missing")
 
 
-def test_a_violation_says_what_and_the_trace_how_it_came() -> None:
+def test_the_trace_shows_the_faults_that_led_to_a_violation() -> None:
     options = Options(frozenset({"late", "commits_late"}), worker=NeverCompares)
     seed = first_violation(options, "stranded").seed
 
