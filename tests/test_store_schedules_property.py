@@ -171,9 +171,9 @@ def check_starts(world: World, views: list[TickView]) -> None:
         assert (world.starts, views) == (["deploy"] * deploys, [])
         return
     assert world.starts[-1] != "deploy"
-    ran = [moment for moment in world.starts if moment != "deploy"]
+    ran = [tick for tick in world.starts if tick != "deploy"]
     assert len(ran) <= deploys
-    assert {(view.tick, view.outcome) for view in views} == {(moment, "done") for moment in ran}
+    assert {(view.tick, view.outcome) for view in views} == {(tick, "done") for tick in ran}
 
 
 @pytest.mark.row(90)

@@ -145,9 +145,9 @@ class Settling(Tables):
             attempt=job.attempt - outcome.gives_back, alone=job.alone and outcome.gives_back,
         )
 
-    def _older(self, state: State, moment: datetime, limit: int) -> list[int]:
+    def _older(self, state: State, time: datetime, limit: int) -> list[int]:
         ends = self._ends[state]
-        return [job_id for _, job_id in ends[: min(limit, bisect.bisect_left(ends, (moment, 0)))]]
+        return [job_id for _, job_id in ends[: min(limit, bisect.bisect_left(ends, (time, 0)))]]
 
 
 class Pipelining(Claiming, Settling):

@@ -21,7 +21,7 @@ REMOVED = "the schedule was removed"
 
 
 class Decisions:
-    """Decisions on the open ticks of a schedule at one moment. Writes nothing."""
+    """Decisions on the open ticks of a schedule at one point in time. Writes nothing."""
 
     def __init__(
         self,

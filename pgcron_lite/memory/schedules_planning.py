@@ -33,10 +33,10 @@ class SchedulesPlanning(SchedulesTables):
     # Parts of a plan. The caller holds the lock.
 
     def _due(self, now: datetime, limit: int) -> list[ScheduleRow]:
-        due = {row.name: (moment, row) for moment, row in self._planning.take(now + EARLY)}
-        for moment, row in due.values():
+        due = {row.name: (time, row) for time, row in self._planning.take(now + EARLY)}
+        for time, row in due.values():
             # It stays due until its plan is written.
-            self._planning.add(moment, row)
+            self._planning.add(time, row)
         return [due[name][1] for name in sorted(due, key=lambda name: (due[name][0], name))][:limit]
 
     def _named(self, name: str) -> list[ScheduleRow]:

@@ -48,10 +48,10 @@ class ScheduleRow:
         return self._plan_at
 
     @plan_at.setter
-    def plan_at(self, moment: datetime | None) -> None:
-        self._plan_at = moment
-        if moment is not None:
-            self.planning.add(moment, self)
+    def plan_at(self, time: datetime | None) -> None:
+        self._plan_at = time
+        if time is not None:
+            self.planning.add(time, self)
 
 
 @dataclass(slots=True)
@@ -217,8 +217,8 @@ class SchedulesTables(Tables):
         """Return the time of the next search for runs that are missed or late."""
         return now if self._watched_at is None else self._watched_at + WATCH_EVERY
 
-    def _is_planned(self, moment: datetime, row: ScheduleRow) -> bool:
-        return row.plan_at == moment and self._schedules.get(row.name) is row
+    def _is_planned(self, time: datetime, row: ScheduleRow) -> bool:
+        return row.plan_at == time and self._schedules.get(row.name) is row
 
-    def _is_kept(self, moment: datetime, tick: TickRow) -> bool:
+    def _is_kept(self, time: datetime, tick: TickRow) -> bool:
         return self._ticks.get(tick.schedule, {}).get(tick.tick) is tick

@@ -79,9 +79,9 @@ class SchedulesTicks(SchedulesTables):
         with self._lock:
             before = self.now() - keep
             old = 0
-            for moment, tick in self._by_age.take(before - MICROSECOND):
+            for time, tick in self._by_age.take(before - MICROSECOND):
                 if tick.outcome is None or old == limit:
-                    self._by_age.add(moment, tick)
+                    self._by_age.add(time, tick)
                 else:
                     self._delete_tick(tick)
                     old += 1

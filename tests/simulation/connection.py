@@ -71,11 +71,11 @@ class Connection:
         self._generation = 1
         self._era = world.era
 
-    def __getattr__(self, verb: str) -> Any:
-        target = getattr(self._world.database, verb)
-        if verb.startswith("_") or verb in LOCAL or not callable(target):
+    def __getattr__(self, method: str) -> Any:
+        target = getattr(self._world.database, method)
+        if method.startswith("_") or method in LOCAL or not callable(target):
             return target
-        return partial(self._ask, verb)
+        return partial(self._ask, method)
 
     @property
     def generation(self) -> int:
@@ -121,19 +121,19 @@ class Connection:
 
     # One statement
 
-    def _ask(self, verb: str, *args: Any, **options: Any) -> Any:
-        return self._answer(self._send(verb, args, options))
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        return self._answer(self._send(method, args, options))
 
-    def _send(self, verb: str, args: tuple[Any, ...], options: dict[str, Any]) -> Statement:
+    def _send(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Statement:
         if self._era != self._world.era:
             self._reconnect()
-        statement = Statement(self, verb, args, options, self._delivery(verb))
+        statement = Statement(self, method, args, options, self._delivery(method))
         statement.send()
         return statement
 
     def _answer(self, statement: Statement) -> Any:
         world = self._world
-        token = statement.args[1] if statement.verb in ("claim", "claim_suspect") else None
+        token = statement.args[1] if statement.method in ("claim", "claim_suspect") else None
         self.asking.append(token)
         try:
             deadline = statement.sent_at + self._patience
@@ -158,7 +158,7 @@ class Connection:
     def _is_away(self) -> bool:
         return self._world.now < self._world.away_until
 
-    def _delivery(self, verb: str) -> Delivery:
+    def _delivery(self, method: str) -> Delivery:
         world, random = self._world, self._world.random
         soon = random.expovariate(2000.0)
         delivery = Delivery(arrives=soon)
@@ -169,7 +169,7 @@ class Connection:
         if not world.of_statements:
             return delivery
         name = random.choice(world.of_statements)
-        if name == "commits_late" and verb not in HELD:
+        if name == "commits_late" and method not in HELD:
             return delivery
         delivery.name = name
         # Shorter than a turn of the loop, longer than the guard's limit, or longer than the lease.
@@ -196,9 +196,9 @@ class Statement:
     """One statement, from sending it to its reply."""
 
     def __init__(
-        self, connection: Connection, verb: str, args: tuple[Any, ...], options: dict[str, Any], delivery: Delivery
+        self, connection: Connection, method: str, args: tuple[Any, ...], options: dict[str, Any], delivery: Delivery
     ) -> None:
-        self.verb = verb
+        self.method = method
         self.args = args
         self.reply = Pause()
         self.answer: Any = None
@@ -214,13 +214,13 @@ class Statement:
         self._has_given_up = False
 
     def __str__(self) -> str:
-        return f"{self.verb}({_describe_args(self._world, self.args)})"
+        return f"{self.method}({_describe_args(self._world, self.args)})"
 
     def send(self) -> None:
         world, delivery = self._world, self._delivery
         if delivery.name != "ok":
             world.say(self._connection.name, "%s meets: %s", self, _describe_delivery(delivery))
-        if self.verb == "plan" and (delivery.name in ("late", "twice")):
+        if self.method == "plan" and (delivery.name in ("late", "twice")):
             self._decide_now()
         if delivery.arrives is not None:
             self._deliver(delivery.arrives)
@@ -243,7 +243,7 @@ class Statement:
             world.on_their_way -= 1
             return self._break()
         try:
-            answer, effects = world.database.execute(self.verb, self._connection.name, self.args, self._options)
+            answer, effects = world.database.execute(self.method, self._connection.name, self.args, self._options)
         except Blocked:
             return self._wait_for_lock()
         except PgCronError as error:

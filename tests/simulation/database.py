@@ -49,7 +49,7 @@ class Change:
 class Effects:
     """All changes by one statement."""
 
-    verb: str
+    method: str
     actor: str
     args: tuple[Any, ...]
     jobs: list[Change] = field(default_factory=list)
@@ -85,22 +85,22 @@ class Database(MemoryStore):
         self._ids = self.sequence  # type: ignore[assignment]
         self.locked: set[Key] = set()
         self._ring = ring
-        self._verb = ""
+        self._method = ""
         self._changes: list[Change] = []
         self._nested = False
 
     # Statements
 
-    def execute(self, verb: str, actor: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Effects]:
+    def execute(self, method: str, actor: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Effects]:
         """Run one statement as a transaction: apply all of its effects, or raise and apply none."""
-        self._verb, self._changes = verb, []
+        self._method, self._changes = method, []
         workers = None
-        if verb in OF_WORKERS:
+        if method in OF_WORKERS:
             workers = {key: copy.copy(pulse) for key, pulse in self._workers.items()}
-        times = self._copy_of_time() if verb in OF_TIME and self._may_be_refused() else None
+        times = self._copy_of_time() if method in OF_TIME and self._may_be_refused() else None
         try:
-            answer = getattr(self, verb)(*args, **options)
-            effects = Effects(verb, actor, args, self._changes)
+            answer = getattr(self, method)(*args, **options)
+            effects = Effects(method, actor, args, self._changes)
             if workers is not None:
                 effects.workers = self._changed_workers(workers)
             if effects.workers and any(("worker", key) in self.locked for key in effects.workers):
@@ -113,7 +113,7 @@ class Database(MemoryStore):
                 self.__dict__.update(times)
             raise
         finally:
-            self._verb, self._changes = "", []
+            self._method, self._changes = "", []
         return answer, effects
 
     def hold(self, effects: Effects) -> None:
@@ -267,7 +267,7 @@ class Database(MemoryStore):
         return [job for job in super()._running() if self._is_seen(job)]
 
     def _is_seen(self, job: Job) -> bool:
-        return not self.locked or self._verb not in SKIPPING or ("job", job.id) not in self.locked
+        return not self.locked or self._method not in SKIPPING or ("job", job.id) not in self.locked
 
     def _put_worker(self, key: uuid.UUID, pulse: Any) -> None:
         if pulse is None:

@@ -82,7 +82,7 @@ class Ledger:
     def record(self, effects: Effects) -> None:
         """Record the effects of a committed statement."""
         self._fresh.append(effects)
-        if effects.verb == "register":
+        if effects.method == "register":
             self.owners[effects.args[0].id] = next(p for p in self.processes if p.name == effects.actor)
 
     def begins(self, process: Process, job: Job) -> None:
@@ -110,7 +110,7 @@ class Ledger:
             for effects in self._fresh:
                 for change in effects.jobs:
                     self._check_change(effects, change)
-                if effects.verb == "reap":
+                if effects.method == "reap":
                     self._check_reap(effects)
             self._fresh.clear()
         if self._stranded or self.world.database._held:
@@ -122,12 +122,12 @@ class Ledger:
         if before is not None and after is not None and before.state == after.state:
             self._check_same_state(effects, before, after)
         elif states not in LEGAL:
-            raise Violation("illegal move", f"{effects.verb} of {effects.actor} moves #{change.job_id} {states}")
+            raise Violation("illegal move", f"{effects.method} of {effects.actor} moves #{change.job_id} {states}")
         if before is None and after is not None:
             self._check_new(effects, after)
         elif after is None:
             if before is not None and schedule.SCHEDULE not in before.headers:
-                raise Violation("lost", f"{effects.verb} of {effects.actor} deletes {before}")
+                raise Violation("lost", f"{effects.method} of {effects.actor} deletes {before}")
         elif before is not None and before.state == "running":
             self._check_owned(effects, before, after)
         if after is not None:
@@ -137,8 +137,8 @@ class Ledger:
 
     def _check_same_state(self, effects: Effects, before: Job, after: Job) -> None:
         """Check that a running row changes within its state only if its worker continues under a new identity."""
-        if before.state == "running" and (before.claim != after.claim or effects.verb != "register"):
-            raise Violation("two owners", f"{effects.verb} of {effects.actor} takes {before} from its owner")
+        if before.state == "running" and (before.claim != after.claim or effects.method != "register"):
+            raise Violation("two owners", f"{effects.method} of {effects.actor} takes {before} from its owner")
 
     def _check_new(self, effects: Effects, job: Job) -> None:
         if schedule.SCHEDULE in job.headers:
@@ -155,26 +155,26 @@ class Ledger:
 
     def _check_owned(self, effects: Effects, before: Job, after: Job) -> None:
         """Check that a running job is written only by its owner, or by a reaper that has declared the owner dead."""
-        if effects.verb == "settle":
+        if effects.method == "settle":
             outcomes = [o for o in effects.args[0] if o.id == before.id and o.claim == before.claim]
             if not outcomes:
                 raise Violation("fence", f"{effects.actor} changes {before} with an outcome of another claim")
-        elif effects.verb == "complete":
+        elif effects.method == "complete":
             if effects.args[1] != before.claim:
                 raise Violation("fence", f"{effects.actor} completes {before} under another claim")
-        elif effects.verb not in ("reap", "register"):
-            self._check_other_verb(effects, before, after)
+        elif effects.method not in ("reap", "register"):
+            self._check_other_method(effects, before, after)
         if after.state == "queued" and before.claim is not None:
             # Bytes of a claim that arrive twice may take it again under the same token.
             self._begun.discard((before.id, before.claim))
-        if effects.verb == "reap" and after.crashes > before.crashes:
+        if effects.method == "reap" and after.crashes > before.crashes:
             self._check_blame(before)
 
-    def _check_other_verb(self, effects: Effects, before: Job, after: Job) -> None:
+    def _check_other_method(self, effects: Effects, before: Job, after: Job) -> None:
         """Check a method that this class does not know: a worker may change only its own jobs."""
         owner = self.owners.get(before.worker) if before.worker is not None else None
         if owner is None or not effects.actor.startswith(owner.name):
-            raise Violation("fence", f"{effects.verb} of {effects.actor} changes {before}, which it does not own")
+            raise Violation("fence", f"{effects.method} of {effects.actor} changes {before}, which it does not own")
 
     def _check_blame(self, before: Job) -> None:
         held = [job for job in self.world.database._running() if job.worker == before.worker and job.id != before.id]
@@ -189,12 +189,12 @@ class Ledger:
         if before is not None and (before.state, after.state) == ("queued", "running"):
             expected += 1
         elif before is not None and before.state == "running" and after.state == "queued":
-            if effects.verb == "settle":
+            if effects.method == "settle":
                 expected -= any(o.gives_back for o in effects.args[0] if o.id == job_id and o.claim == before.claim)
             else:
                 expected -= 1
         if after.attempt != expected:
-            raise Violation("attempts", f"{effects.verb} of {effects.actor}: {after}, expected attempt {expected}")
+            raise Violation("attempts", f"{effects.method} of {effects.actor}: {after}, expected attempt {expected}")
         if after.attempt > after.max_attempts:
             raise Violation("attempts", f"{after} has more attempts than it may have")
         self._attempts[job_id] = expected

@@ -124,12 +124,12 @@ class World:
             task.parent = self.hub
             task.switch()
 
-    def wait(self, seconds: float | None, who: Freezable, pause: Pause | None = None) -> bool:
+    def wait(self, seconds: float | None, process: Freezable, pause: Pause | None = None) -> bool:
         """Wait until `pause` is ended, at most for `seconds`. Return False if it was not."""
         pause = Pause() if pause is None else pause
         if pause.is_over:
             return True
-        pause.begin(self, getcurrent(), who)
+        pause.begin(self, getcurrent(), process)
         timer = None if seconds is None else self.after(seconds, pause.wake)
         self.hub.switch()
         if timer is not None:
@@ -144,10 +144,10 @@ class World:
             self._names[thing] = f"{kind}{sum(name.startswith(kind) for name in self._names.values()) + 1}"
         return self._names[thing]
 
-    def say(self, who: str, what: str, *args: Any) -> None:
+    def say(self, actor: str, what: str, *args: Any) -> None:
         """Add a line to the trace, if there is one."""
         if self.trace is not None:
-            self.trace.append(f"{self.now:9.3f}  {who:<12} {what % args if args else what}")
+            self.trace.append(f"{self.now:9.3f}  {actor:<12} {what % args if args else what}")
 
     # Faults
 
@@ -174,10 +174,10 @@ class Pause:
         self.is_over = False
         self._task: greenlet | None = None
         self._world: World | None = None
-        self._who: Freezable | None = None
+        self._process: Freezable | None = None
 
-    def begin(self, world: World, task: greenlet, who: Freezable) -> None:
-        self._world, self._task, self._who = world, task, who
+    def begin(self, world: World, task: greenlet, process: Freezable) -> None:
+        self._world, self._task, self._process = world, task, process
 
     def end(self) -> None:
         """End the wait."""
@@ -187,15 +187,15 @@ class Pause:
 
     def wake(self) -> None:
         """Resume the waiting greenlet, even if the wait was not ended."""
-        world, who, task = self._world, self._who, self._task
-        if task is None or world is None or who is None or who.is_dead:
+        world, process, task = self._world, self._process, self._task
+        if task is None or world is None or process is None or process.is_dead:
             return
-        if who.frozen_until > world.now:
+        if process.frozen_until > world.now:
             # The process is frozen until then.
-            world.after(who.frozen_until - world.now, self.wake)
+            world.after(process.frozen_until - world.now, self.wake)
             return
         self._task = None
         if getcurrent() is world.hub:
             task.switch()
         else:
-            world.after(0.0, lambda: None if who.is_dead else world.resume(task))
+            world.after(0.0, lambda: None if process.is_dead else world.resume(task))
