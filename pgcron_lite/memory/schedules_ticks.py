@@ -169,7 +169,7 @@ class SchedulesTicks(SchedulesTables):
     def _closed(self, tick: TickRow) -> Closing | None:
         job = self._history.get(tick.job_id or 0)
         state = "deleted" if job is None else job.state
-        is_called_off = tick.kind == "tick" and tick.is_waiting and state in ("cancelled", "deleted")
+        is_withdrawn = tick.kind == "tick" and tick.is_waiting and state in ("cancelled", "deleted")
         # A failed job may have been queued again by hand.
         if tick.outcome is not None and not (tick.outcome in ("failed", "cancelled") and state == "done"):
             return None
@@ -180,7 +180,7 @@ class SchedulesTicks(SchedulesTables):
         if row is None:
             return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds)
         goes_on = self._goes_on(row, ended_at)
-        if is_called_off:
+        if is_withdrawn:
             # A run that was cancelled before it began does not count, and the next tick has to be decided.
             row.runs = max(0, row.runs - 1)
             row.plan_at = self.now() if row.retired_at is None else row.plan_at
