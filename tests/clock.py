@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it, for both stores."""
+"""Clock for tests of both stores. It stands still until a test moves it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +9,7 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class Clock:
-    """Says the same time until it is moved. The memory store calls it; a database follows it."""
+    """A clock that stands still. The memory store calls it, and a database can be bound to it."""
 
     def __init__(self, now: datetime = START) -> None:
         self.now = now
@@ -19,13 +19,13 @@ class Clock:
         return self.now
 
     def advance(self, seconds: float) -> datetime:
-        """Move by that many seconds, backwards if they are negative; returns the new time."""
+        """Move the clock by `seconds`, backwards if negative. Return the new time."""
         self.now += timedelta(seconds=seconds)
-        self._tell()
+        self._update_database()
         return self.now
 
     def rule(self, url: str) -> None:
-        """Put the database's pgcron.clock() under this clock, until `release`."""
+        """Replace the database's pgcron.clock() by this clock, until `release`."""
         self._follower = psycopg.connect(url, autocommit=True)
         self._follower.execute(
             """
@@ -38,12 +38,12 @@ class Clock:
                 as 'select now from public.test_moment';
             """
         )
-        self._tell()
+        self._update_database()
 
     def release(self) -> None:
         if self._follower is not None:
             self._follower.close()
 
-    def _tell(self) -> None:
+    def _update_database(self) -> None:
         if self._follower is not None:
             self._follower.execute("update public.test_moment set now = %s", [self.now])

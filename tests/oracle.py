@@ -1,6 +1,6 @@
-"""Ticks by brute force: watch a clock on a wall, reading by reading, and decide at each whether a job is due.
+"""Reference implementation of ticks: go through the local clock step by step, and decide at each step if a job is due.
 
-Shares nothing with the code under test but the rule. Expressions are not parsed but written a second time, in Python.
+Independent of the code under test: expressions are not parsed, but written a second time in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelt
 
 @dataclass(frozen=True)
 class Rule:
-    """An expression, which readings it names, and whether it names its hours or follows real time."""
+    """An expression, and the local times that match it. `fixed` is True if it names its hours."""
 
     expression: str
     fits: Fits
@@ -57,7 +57,7 @@ RULES_OF_SECONDS = [
 
 
 class Wall:
-    """What the clock shows from one instant to another, one reading per `step`."""
+    """The readings of a local clock from `start` to `end`, one per `step`."""
 
     def __init__(self, zone: zoneinfo.ZoneInfo, start: datetime, end: datetime, step: timedelta) -> None:
         self.step = step
@@ -67,15 +67,15 @@ class Wall:
             start += step
 
     def ticks(self, rule: Rule) -> Iterator[datetime]:
-        """When a job is due. The first days of the wall are there to be remembered."""
+        """Yield the due times of `rule`. The first days are needed to know which local times have occurred before."""
         seen: set[datetime] = set()
         before: datetime | None = None
         for instant, reading in self.shown:
-            left_out = []
+            skipped = []
             if before is not None and rule.fixed:
                 while (before := before + self.step) < reading:
-                    left_out.append(before)
-            new = [r for r in (*left_out, reading) if r not in seen] if rule.fixed else [reading]
+                    skipped.append(before)
+            new = [r for r in (*skipped, reading) if r not in seen] if rule.fixed else [reading]
             if any(map(rule.fits, new)):
                 yield instant
             seen.update(new)
@@ -84,7 +84,7 @@ class Wall:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the clocks: the first instant after it, and how far ahead of UTC they were before and are after."""
+    """A clock change: the first instant after it, and the UTC offsets before and after."""
 
     zone: str
     instant: datetime
@@ -93,12 +93,12 @@ class Change:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What makes it like another: by how much the clocks change, and what they show at that moment."""
+        """The size and the local time of the change. Changes of the same kind are equivalent."""
         return self.after - self.before, (self.instant + self.before).time()
 
 
 def changes(name: str, start: datetime, end: datetime, step: timedelta) -> list[Change]:
-    """The changes in a zone, none of them missed if there is only one in `step`."""
+    """Return the clock changes of a zone. All are found unless two fall into one `step`."""
     zone = zoneinfo.ZoneInfo(name)
 
     def ahead(at: datetime) -> timedelta:
@@ -119,7 +119,7 @@ def changes(name: str, start: datetime, end: datetime, step: timedelta) -> list[
 
 
 def distinct(start: datetime, end: datetime, step: timedelta) -> Iterable[list[Change]]:
-    """The changes of every zone there is, each history once."""
+    """Return the clock changes of all zones, without duplicate histories."""
     histories = {}
     for name in sorted(zoneinfo.available_timezones()):
         found = changes(name, start, end, step)

@@ -387,7 +387,7 @@ SECTIONS = {
     "Jobs and their data": range(114, 200),
     "Attacks": range(1001, 1029),
 }
-COVERED_HEAD = "| Row | What goes wrong | What happens | Held by |\n|---|---|---|---|"
+COVERED_HEAD = "| Row | What goes wrong | What happens | Tested by |\n|---|---|---|---|"
 NOT_YET_HEAD = "| Row | What goes wrong | What must happen | Why not yet |\n|---|---|---|---|"
 
 

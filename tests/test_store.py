@@ -1,4 +1,4 @@
-"""The contract of the stores: every verb, on memory and on PostgreSQL. What is not tested here is not promised."""
+"""Contract of the stores: every method, in memory and on PostgreSQL. Only tested behaviour is promised."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ from pgcron_lite.memory import MemoryStore
 ME, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 EVERY_QUEUE = ("*",)
 TASKS = ("add", "mail")
-# The characters of a header "trace" that fills the 64 kB for headers: jsonb takes 8 bytes itself, and 8 for each pair.
+# Length of a header "trace" that fills the 64 kB for headers: jsonb has 8 bytes of its own, and 8 for each pair.
 LARGEST_TRACE = 64 * 1024 - 8 - 8 - len("trace")
 
 
@@ -47,14 +47,14 @@ def claim(
 
 
 def take(store: Any, worker: uuid.UUID = ME, **fields: Any) -> Job:
-    """A job that has been enqueued and claimed."""
+    """Return a job that has been enqueued and claimed."""
     enqueue(store, **fields)
     [job] = claim(store, 1, worker=worker)
     return job
 
 
 def take_suspect(store: Any, worker: uuid.UUID = ME, **fields: Any) -> Job:
-    """A job whose worker died once, claimed again to be run alone."""
+    """Return a job whose worker died once, claimed again to run alone."""
     take(store, OTHER, **fields)
     store.reap([(OTHER, None)])
     suspect: Job | None = store.claim_suspect(worker, uuid.uuid4(), EVERY_QUEUE, TASKS)
@@ -108,26 +108,26 @@ def test_headers_up_to_their_limit_come_back(store: Any) -> None:
     assert [store.get(i).headers for i in ids] == headers
 
 
-def test_a_job_is_due_now_unless_it_says_otherwise(store: Any) -> None:
+def test_a_job_is_due_now_by_default(store: Any) -> None:
     [job_id] = enqueue(store)
 
     assert store.get(job_id).execute_after == START
 
 
-def test_a_job_may_be_due_at_a_moment_that_has_passed(store: Any) -> None:
+def test_a_job_may_be_due_in_the_past(store: Any) -> None:
     [job_id] = enqueue(store, execute_after=datetime(2020, 2, 29, tzinfo=UTC))
 
     assert [j.id for j in claim(store)] == [job_id]
 
 
-def test_ids_come_in_the_order_of_the_jobs(store: Any) -> None:
+def test_ids_are_in_the_order_of_the_jobs(store: Any) -> None:
     ids = store.enqueue([NewJob("add", f"[{n}]") for n in range(200)])
 
     assert ids == sorted(set(ids))
     assert [store.get(i).args for i in ids] == [f"[{n}]" for n in range(200)]
 
 
-def test_enqueueing_nothing_is_nothing(store: Any) -> None:
+def test_enqueueing_no_jobs_does_nothing(store: Any) -> None:
     assert store.enqueue([]) == []
     assert store.find() == []
 
@@ -154,7 +154,7 @@ def test_enqueueing_nothing_is_nothing(store: Any) -> None:
     ],
     ids=lambda wrong: re.sub(r"\W+", "-", str(wrong))[:40],
 )
-def test_a_job_that_cannot_be_is_refused_with_all_that_come_with_it(store: Any, wrong: dict[str, Any]) -> None:
+def test_an_invalid_job_is_refused_with_its_whole_batch(store: Any, wrong: dict[str, Any]) -> None:
     bad = NewJob(**{"task": "add", **wrong})
 
     with pytest.raises(PgCronError):
@@ -164,8 +164,8 @@ def test_a_job_that_cannot_be_is_refused_with_all_that_come_with_it(store: Any, 
 
 
 def test_an_enqueue_rings_the_bell(store: Any) -> None:
-    told: list[int] = []
-    bell = store.open_bell(lambda: told.append(1))
+    rings: list[int] = []
+    bell = store.open_bell(lambda: rings.append(1))
     try:
         eventually(lambda: bell.step() and bell.is_live)
         enqueue(store)
@@ -190,7 +190,7 @@ def test_a_claim_makes_jobs_running_under_its_token(store: Any, clock: Clock) ->
     assert store.get(job_id) == job
 
 
-def test_the_best_come_first_by_priority_then_due_time_then_id(store: Any, clock: Clock) -> None:
+def test_the_order_is_priority_then_due_time_then_id(store: Any, clock: Clock) -> None:
     late, early = timedelta(seconds=20), timedelta(seconds=10)
     queues = ["b", "a", "c", "a", "b", "c"]
     low = [enqueue(store, priority=-1, queue=q, execute_after=early)[0] for q in queues]
@@ -211,7 +211,7 @@ def test_a_claim_takes_no_more_than_its_limit(store: Any) -> None:
     assert claim(store, 0) == []
 
 
-def test_a_future_job_blocks_nobody(store: Any, clock: Clock) -> None:
+def test_a_future_job_blocks_no_other_job(store: Any, clock: Clock) -> None:
     [later] = enqueue(store, priority=10, execute_after=timedelta(seconds=60))
     [now] = enqueue(store)
 
@@ -222,7 +222,7 @@ def test_a_future_job_blocks_nobody(store: Any, clock: Clock) -> None:
     assert [j.id for j in claim(store)] == [later]
 
 
-def test_a_worker_takes_only_from_its_queues_and_only_what_it_knows(store: Any) -> None:
+def test_a_worker_claims_only_from_its_queues_and_only_known_tasks(store: Any) -> None:
     [mine] = enqueue(store, queue="mine")
     [foreign] = enqueue(store, queue="foreign", priority=5)
     [unknown] = enqueue(store, queue="mine", task="unheard_of", priority=5)
@@ -233,7 +233,7 @@ def test_a_worker_takes_only_from_its_queues_and_only_what_it_knows(store: Any) 
     assert [j.id for j in claim(store, tasks=(*TASKS, "unheard_of"))] == [foreign, unknown]
 
 
-def test_a_worker_without_tasks_or_queues_takes_nothing(store: Any) -> None:
+def test_a_worker_without_tasks_or_queues_claims_nothing(store: Any) -> None:
     enqueue(store)
 
     assert claim(store, tasks=()) == []
@@ -247,7 +247,7 @@ def test_a_job_is_claimed_once(store: Any) -> None:
     assert claim(store, worker=OTHER) == []
 
 
-def test_held_tells_what_one_claim_has(store: Any) -> None:
+def test_held_returns_the_jobs_of_one_claim(store: Any) -> None:
     enqueue(store, 3)
     first, second = uuid.uuid4(), uuid.uuid4()
     taken = store.claim(ME, first, EVERY_QUEUE, TASKS, 2)
@@ -259,7 +259,7 @@ def test_held_tells_what_one_claim_has(store: Any) -> None:
     assert store.held(ME, first) == taken[1:]
 
 
-def test_next_due_is_the_time_to_the_next_deferred_job_of_ours(store: Any, clock: Clock) -> None:
+def test_next_due_is_the_time_until_the_next_deferred_job_of_this_worker(store: Any, clock: Clock) -> None:
     enqueue(store, execute_after=timedelta(seconds=30), priority=-5)
     enqueue(store, execute_after=timedelta(seconds=40), priority=5)
     enqueue(store, execute_after=timedelta(seconds=10), queue="foreign")
@@ -273,7 +273,7 @@ def test_next_due_is_the_time_to_the_next_deferred_job_of_ours(store: Any, clock
     assert store.next_due(("empty",), TASKS) is None
 
 
-def test_next_due_knows_of_suspects(store: Any, clock: Clock) -> None:
+def test_next_due_includes_suspects(store: Any, clock: Clock) -> None:
     suspect = take_suspect(store)
     end(store, suspect, "queued", delay=50.0)
     store.reap([(ME, None)])
@@ -281,7 +281,7 @@ def test_next_due_knows_of_suspects(store: Any, clock: Clock) -> None:
     assert store.next_due(EVERY_QUEUE, TASKS) == pytest.approx(50)
 
 
-def test_a_look_tells_how_long_until_a_job_of_ours_could_be_claimed(store: Any, clock: Clock) -> None:
+def test_look_returns_the_time_until_a_job_can_be_claimed(store: Any, clock: Clock) -> None:
     assert store.look(EVERY_QUEUE, TASKS) == Look(None, {})
     enqueue(store, execute_after=timedelta(seconds=30))
     enqueue(store, execute_after=timedelta(seconds=10), queue="foreign")
@@ -295,7 +295,7 @@ def test_a_look_tells_how_long_until_a_job_of_ours_could_be_claimed(store: Any, 
     assert store.look(EVERY_QUEUE, TASKS).due_in == pytest.approx(18)
 
 
-def test_a_look_counts_what_a_worker_holds_under_each_of_its_claims(store: Any) -> None:
+def test_look_counts_the_jobs_of_a_worker_for_each_claim(store: Any) -> None:
     first, second, another = (uuid.UUID(int=n) for n in (11, 12, 13))
     enqueue(store, 6)
     taken = store.claim(ME, first, EVERY_QUEUE, TASKS, 3)
@@ -310,7 +310,7 @@ def test_a_look_counts_what_a_worker_holds_under_each_of_its_claims(store: Any) 
     assert store.look(EVERY_QUEUE, TASKS, ME).held == {second: 1}
 
 
-def test_a_retry_that_was_written_before_is_known_for_our_own(store: Any) -> None:
+def test_a_retry_that_is_already_stored_is_recognised(store: Any) -> None:
     job = take(store)
     error = {"attempt": 1, "at": "2026-01-01T00:00:00.000001+00:00", "error": "ValueError: no"}
     outcome = Outcome(job.id, job.claim, "queued", error=error, delay=0.0)
@@ -327,7 +327,7 @@ def test_a_retry_that_was_written_before_is_known_for_our_own(store: Any) -> Non
     assert store.settle([other]) == set()
 
 
-def test_a_look_sees_suspects(store: Any) -> None:
+def test_look_includes_suspects(store: Any) -> None:
     take_suspect(store)
     assert store.look(EVERY_QUEUE, TASKS).due_in is None
     store.reap([(ME, None)])
@@ -339,7 +339,7 @@ def test_a_look_sees_suspects(store: Any) -> None:
 # Suspects
 
 
-def test_a_suspect_is_claimed_by_claim_suspect_alone(store: Any) -> None:
+def test_a_suspect_is_claimed_only_by_claim_suspect(store: Any) -> None:
     job = take(store, OTHER)
     store.reap([(OTHER, None)])
 
@@ -351,7 +351,7 @@ def test_a_suspect_is_claimed_by_claim_suspect_alone(store: Any) -> None:
     assert not store.suspects_due(EVERY_QUEUE, TASKS)
 
 
-def test_suspects_come_one_at_a_time_the_longest_due_first(store: Any, clock: Clock) -> None:
+def test_suspects_are_claimed_one_at_a_time_in_the_order_of_due_times(store: Any, clock: Clock) -> None:
     second, first = enqueue(store, execute_after=timedelta(seconds=2)) + enqueue(store, priority=-7)
     clock.advance(5)
     claim(store, worker=OTHER)
@@ -362,7 +362,7 @@ def test_suspects_come_one_at_a_time_the_longest_due_first(store: Any, clock: Cl
     assert taken == [first, second]
 
 
-def test_a_suspect_is_left_by_those_it_does_not_concern(store: Any) -> None:
+def test_a_suspect_is_claimed_only_by_workers_of_its_queue_and_task(store: Any) -> None:
     take(store, OTHER, queue="q")
     store.reap([(OTHER, None)])
 
@@ -374,7 +374,7 @@ def test_a_suspect_is_left_by_those_it_does_not_concern(store: Any) -> None:
     assert not store.suspects_due(EVERY_QUEUE, TASKS)
 
 
-def test_a_suspect_that_lived_to_tell_is_none_any_more(store: Any) -> None:
+def test_a_suspect_whose_attempt_ended_is_no_suspect_any_more(store: Any) -> None:
     suspect = take_suspect(store)
 
     end(store, suspect, "queued", error=an_error(), delay=0.0)
@@ -382,7 +382,7 @@ def test_a_suspect_that_lived_to_tell_is_none_any_more(store: Any) -> None:
     assert [(j.id, j.alone) for j in claim(store)] == [(suspect.id, False)]
 
 
-def test_a_suspect_that_is_handed_back_stays_one(store: Any) -> None:
+def test_a_suspect_that_is_returned_stays_a_suspect(store: Any) -> None:
     suspect = take_suspect(store)
 
     store.settle([hand_back(suspect)])
@@ -395,7 +395,7 @@ def test_a_suspect_that_is_handed_back_stays_one(store: Any) -> None:
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
-def test_an_ended_job_keeps_what_it_was_and_says_when(store: Any, clock: Clock, state: State) -> None:
+def test_an_ended_job_keeps_its_fields_and_has_the_time_of_its_end(store: Any, clock: Clock, state: State) -> None:
     job = take(store, headers={"a": "b"}, tags=("t",))
     clock.advance(9)
 
@@ -421,7 +421,7 @@ def test_a_retry_waits_and_keeps_its_error(store: Any, clock: Clock) -> None:
     assert (waiting.claim, waiting.worker, waiting.claimed_at) == (None, None, None)
 
 
-def test_a_snooze_gives_the_attempt_back(store: Any) -> None:
+def test_a_snooze_restores_the_attempt(store: Any) -> None:
     job = take(store, max_attempts=1)
 
     assert end(store, job, "queued", delay=60.0, gives_back=True)
@@ -429,7 +429,7 @@ def test_a_snooze_gives_the_attempt_back(store: Any) -> None:
     assert (store.get(job.id).attempt, store.get(job.id).errors) == (0, ())
 
 
-def test_a_hand_back_leaves_no_trace(store: Any, clock: Clock) -> None:
+def test_a_returned_job_is_as_before_its_claim(store: Any, clock: Clock) -> None:
     [job_id] = enqueue(store, max_attempts=1)
     before = store.get(job_id)
     clock.advance(7)
@@ -440,7 +440,7 @@ def test_a_hand_back_leaves_no_trace(store: Any, clock: Clock) -> None:
     assert store.get(job_id) == before
 
 
-def test_a_delay_of_ages_ends_at_the_end_of_time(store: Any) -> None:
+def test_a_very_long_delay_is_limited_to_the_year_9000(store: Any) -> None:
     for delay in (4e11, 1e15):
         job = take(store)
 
@@ -471,7 +471,7 @@ def test_an_outcome_of_a_job_that_waits_again_changes_nothing(store: Any, state:
     assert store.get(job.id) == before
 
 
-def test_an_outcome_of_a_deleted_job_is_not_ours(store: Any) -> None:
+def test_an_outcome_of_a_deleted_job_is_refused(store: Any) -> None:
     job = take(store)
     end(store, job)
     store.delete(job.id)
@@ -479,7 +479,7 @@ def test_an_outcome_of_a_deleted_job_is_not_ours(store: Any) -> None:
     assert not end(store, job)
 
 
-def test_an_ending_written_twice_is_as_its_outcome_says(store: Any, clock: Clock) -> None:
+def test_an_end_that_is_written_twice_succeeds_twice(store: Any, clock: Clock) -> None:
     job = take(store)
     end(store, job, "done", result="1")
     before = store.get(job.id)
@@ -490,8 +490,8 @@ def test_an_ending_written_twice_is_as_its_outcome_says(store: Any, clock: Clock
     assert store.get(job.id) == before
 
 
-def test_an_ending_that_another_wrote_is_not_ours(store: Any) -> None:
-    """The third death alone fails the job, under its last claim; the frozen worker then comes back with a result."""
+def test_an_end_that_another_process_wrote_is_not_recognised(store: Any) -> None:
+    """A crash while alone fails the job, under its last claim; then the frozen worker resumes and writes a result."""
     suspect = take_suspect(store, max_crashes=1)
     store.reap([(ME, None)])
     assert store.get(suspect.id).state == "failed"
@@ -499,7 +499,7 @@ def test_an_ending_that_another_wrote_is_not_ours(store: Any) -> None:
     assert not end(store, suspect, "done", result="1")
 
 
-def test_a_batch_is_settled_one_by_one(store: Any) -> None:
+def test_the_outcomes_of_a_batch_are_independent(store: Any) -> None:
     enqueue(store, 4)
     a, b, c, d = claim(store)
     end(store, b)
@@ -547,7 +547,7 @@ def test_an_old_and_a_new_outcome_of_one_job_may_come_in_one_batch(store: Any) -
     assert (ended.state, ended.result, ended.errors) == ("done", "2", ())
 
 
-def test_settling_nothing_is_nothing(store: Any) -> None:
+def test_settling_no_outcomes_does_nothing(store: Any) -> None:
     assert store.settle([]) == set()
 
 
@@ -563,10 +563,10 @@ def test_the_last_errors_are_kept(store: Any) -> None:
     assert [e["error"] for e in store.get(job_id).errors] == [f"{n}" for n in range(4, MAX_ERRORS + 3)] + ["last"]
 
 
-# Settling and claiming in one go
+# Settling and claiming in one pipeline
 
 
-def test_an_exchange_settles_and_claims(store: Any) -> None:
+def test_settle_and_claim_does_both(store: Any) -> None:
     ours, lost = take(store), take(store, OTHER)
     store.reap([(OTHER, None)])
     ids, token = enqueue(store, 3), uuid.uuid4()
@@ -587,17 +587,17 @@ def test_an_exchange_settles_and_claims(store: Any) -> None:
     assert store.get(ids[2]).state == "queued"
 
 
-def test_an_exchange_of_nothing_for_nothing_is_one(store: Any) -> None:
+def test_settle_and_claim_without_outcomes_and_jobs_succeeds(store: Any) -> None:
     with store.settle_and_claim([], ME, uuid.uuid4(), EVERY_QUEUE, TASKS, 10) as reply:
         pass
 
     assert (reply.settled, reply.count, reply.jobs()) == (set(), 0, [])
 
 
-# Living and dying
+# Heartbeats and reaping
 
 
-def test_a_worker_beats_until_it_is_forgotten(store: Any) -> None:
+def test_a_worker_sends_heartbeats_until_its_row_is_removed(store: Any) -> None:
     register(store)
 
     assert store.look(["*"], []).pulses == {ME: 0}
@@ -609,7 +609,7 @@ def test_a_worker_beats_until_it_is_forgotten(store: Any) -> None:
     assert store.look(["*"], []).pulses == {}
 
 
-def test_registering_again_keeps_the_beat(store: Any) -> None:
+def test_registering_again_keeps_the_heartbeat_count(store: Any) -> None:
     register(store)
     store.beat(ME)
 
@@ -619,7 +619,7 @@ def test_registering_again_keeps_the_beat(store: Any) -> None:
     assert [w.host for w in store.workers()] == ["box"]
 
 
-def test_a_worker_that_takes_a_new_name_brings_along_what_it_still_runs(store: Any) -> None:
+def test_a_worker_with_a_new_identity_keeps_its_running_jobs(store: Any) -> None:
     mine, others = take(store, OTHER), take(store, uuid.UUID(int=3))
 
     store.register(WorkerCard(ME, "box", 7, ("*",), 1, "threads", "1"), instead_of=OTHER)
@@ -631,14 +631,14 @@ def test_a_worker_that_takes_a_new_name_brings_along_what_it_still_runs(store: A
     assert end(store, mine)
 
 
-def test_a_worker_that_holds_jobs_but_is_not_there_has_no_beat(store: Any) -> None:
+def test_a_worker_with_jobs_but_without_a_row_has_the_count_minus_one(store: Any) -> None:
     take(store, OTHER)
     register(store)
 
     assert store.look(["*"], []).pulses == {ME: 0, OTHER: -1}
 
 
-def test_workers_are_shown_as_they_described_themselves(store: Any, clock: Clock) -> None:
+def test_workers_shows_registration_and_heartbeat(store: Any, clock: Clock) -> None:
     register(store, queues=("mail", "*"), slots=3)
     clock.advance(2)
     store.beat(ME, running=2, idle_loop=0.5, stopping=True)
@@ -651,7 +651,7 @@ def test_workers_are_shown_as_they_described_themselves(store: Any, clock: Clock
     assert (view.started_at, view.silent_seconds) == (START, 3.0)
 
 
-def test_workers_are_shown_with_the_jobs_they_have_run_for_longest(store: Any, clock: Clock) -> None:
+def test_workers_shows_the_longest_running_jobs(store: Any, clock: Clock) -> None:
     register(store)
     register(store, OTHER)
     enqueue(store, RUNNING_SHOWN + 1)
@@ -665,7 +665,7 @@ def test_workers_are_shown_with_the_jobs_they_have_run_for_longest(store: Any, c
     assert idle.jobs == ()
 
 
-def test_the_jobs_of_a_silent_worker_become_suspects_with_their_attempt_back(store: Any) -> None:
+def test_the_jobs_of_a_silent_worker_become_suspects_with_their_attempt_restored(store: Any) -> None:
     register(store, OTHER)
     enqueue(store, 3, max_attempts=1)
     held = claim(store, 2, worker=OTHER)
@@ -681,7 +681,7 @@ def test_the_jobs_of_a_silent_worker_become_suspects_with_their_attempt_back(sto
     assert len(claim(store)) == 1
 
 
-def test_a_worker_that_has_beaten_meanwhile_is_spared(store: Any) -> None:
+def test_a_worker_with_a_newer_heartbeat_is_not_reaped(store: Any) -> None:
     register(store, OTHER)
     job = take(store, OTHER)
     store.beat(OTHER)
@@ -693,14 +693,14 @@ def test_a_worker_that_has_beaten_meanwhile_is_spared(store: Any) -> None:
     assert store.look(["*"], []).pulses == {OTHER: 1}
 
 
-def test_an_orphan_is_rescued_only_as_one_that_has_no_beat(store: Any) -> None:
+def test_jobs_of_a_missing_worker_are_rescued_only_for_the_count_minus_one(store: Any) -> None:
     take(store, OTHER)
 
     assert store.reap([(OTHER, 0)]) == []
     assert len(store.reap([(OTHER, -1)])) == 1
 
 
-def test_a_worker_that_is_dead_for_certain_is_buried_whatever_its_beat(store: Any) -> None:
+def test_a_worker_known_to_be_dead_is_reaped_whatever_its_heartbeat_count(store: Any) -> None:
     register(store, OTHER)
     take(store, OTHER)
     store.beat(OTHER)
@@ -709,7 +709,7 @@ def test_a_worker_that_is_dead_for_certain_is_buried_whatever_its_beat(store: An
     assert not store.beat(OTHER)
 
 
-def test_several_dead_are_buried_together_and_the_living_keep_theirs(store: Any) -> None:
+def test_several_dead_workers_are_reaped_together_and_live_ones_keep_their_jobs(store: Any) -> None:
     workers = [uuid.UUID(int=n) for n in range(1, 6)]
     jobs = []
     for worker in workers:
@@ -725,12 +725,12 @@ def test_several_dead_are_buried_together_and_the_living_keep_theirs(store: Any)
     assert store.look(["*"], []).pulses == {workers[1]: 1, workers[2]: 0}
 
 
-def test_burying_nobody_is_nothing(store: Any) -> None:
+def test_reaping_no_worker_does_nothing(store: Any) -> None:
     assert store.reap([]) == []
     assert store.reap([(ME, None), (OTHER, 0)]) == []
 
 
-def test_a_late_outcome_of_a_buried_worker_changes_nothing(store: Any) -> None:
+def test_a_late_outcome_of_a_reaped_worker_changes_nothing(store: Any) -> None:
     job = take(store, OTHER)
     store.reap([(OTHER, None)])
     before = store.get(job.id)
@@ -741,7 +741,7 @@ def test_a_late_outcome_of_a_buried_worker_changes_nothing(store: Any) -> None:
     assert store.get(job.id) == before
 
 
-def test_only_a_death_while_alone_counts(store: Any) -> None:
+def test_only_a_crash_while_alone_counts(store: Any) -> None:
     suspect = take_suspect(store)
     assert suspect.crashes == 0
 
@@ -752,7 +752,7 @@ def test_only_a_death_while_alone_counts(store: Any) -> None:
     assert rescued.errors[0]["attempt"] == 1
 
 
-def test_a_suspect_that_had_neighbours_is_not_guilty(store: Any) -> None:
+def test_a_crash_with_other_jobs_running_does_not_count(store: Any) -> None:
     suspect = take_suspect(store)
     neighbour = take(store)
 
@@ -761,7 +761,7 @@ def test_a_suspect_that_had_neighbours_is_not_guilty(store: Any) -> None:
     assert [(j.id, j.crashes, j.errors) for j in rescued] == [(suspect.id, 0, ()), (neighbour.id, 0, ())]
 
 
-def test_a_poison_pill_fails_with_the_reason_and_its_neighbours_never_pay(store: Any, clock: Clock) -> None:
+def test_a_poison_pill_fails_with_the_reason_and_other_jobs_are_unaffected(store: Any, clock: Clock) -> None:
     pill, neighbour = enqueue(store, max_crashes=3, max_attempts=1) + enqueue(store)
     claim(store, worker=OTHER)
     store.reap([(OTHER, None)])
@@ -787,7 +787,7 @@ def test_a_poison_pill_fails_with_the_reason_and_its_neighbours_never_pay(store:
     assert (store.get(neighbour).crashes, store.get(neighbour).errors) == (0, ())
 
 
-def test_the_errors_of_deaths_are_bounded_too(store: Any) -> None:
+def test_the_errors_of_crashes_are_limited_too(store: Any) -> None:
     suspect = take_suspect(store, max_crashes=MAX_ERRORS + 3)
 
     for _ in range(MAX_ERRORS + 2):
@@ -808,17 +808,17 @@ def test_rescue_ignores_pauses(store: Any) -> None:
     assert len(store.reap([(OTHER, None)])) == 1
 
 
-# The operator's desk
+# Admin
 
 
-def test_an_unknown_job_is_none(store: Any) -> None:
+def test_operations_on_an_unknown_job_return_none_or_false(store: Any) -> None:
     assert store.get(10**15) is None
     assert not store.cancel(10**15)
     assert not store.retry(10**15)
     assert not store.delete(10**15)
 
 
-def test_finding_filters_and_pages_from_the_newest(store: Any, clock: Clock) -> None:
+def test_find_filters_and_pages_from_the_newest(store: Any, clock: Clock) -> None:
     [old] = enqueue(store, tags=("red", "blue"))
     clock.advance(100)
     [mail] = enqueue(store, task="mail", queue="mail", tags=("red",))
@@ -909,7 +909,7 @@ def test_deleting_removes_anything_but_a_running_job(store: Any) -> None:
     assert [j.id for j in store.find()] == [running.id]
 
 
-def test_clearing_cancels_what_waits_in_one_queue_in_portions(store: Any) -> None:
+def test_clear_cancels_the_waiting_jobs_of_a_queue_in_batches(store: Any) -> None:
     take(store, queue="q")
     ids = enqueue(store, 5, queue="q", execute_after=timedelta(seconds=5))
     enqueue(store, queue="other")
@@ -921,7 +921,7 @@ def test_clearing_cancels_what_waits_in_one_queue_in_portions(store: Any) -> Non
     assert len(store.find(states=["queued", "running"])) == 2
 
 
-def test_nobody_claims_from_a_paused_queue_until_it_is_resumed(store: Any) -> None:
+def test_a_paused_queue_is_not_claimed_from_until_it_is_resumed(store: Any) -> None:
     [paused], [free] = enqueue(store, queue="p"), enqueue(store, queue="f")
     store.pause("p")
 
@@ -965,17 +965,17 @@ def test_due_jobs_are_counted_by_task(store: Any) -> None:
     assert store.waiting_tasks(("q",)) == {"unheard_of": 2}
 
 
-def test_facts_are_written_down_and_overwritten(store: Any) -> None:
+def test_facts_are_stored_and_overwritten(store: Any) -> None:
     store.note_fact("environment", "staging")
     store.note_fact("environment", "production")
 
     assert store.facts() == {"environment": "production"}
 
 
-# Forgetting
+# Retention
 
 
-def test_pruning_deletes_what_is_older_than_its_state_is_kept(store: Any, clock: Clock) -> None:
+def test_prune_deletes_jobs_older_than_the_retention_of_their_state(store: Any, clock: Clock) -> None:
     states: list[State] = ["done", "failed", "cancelled"]
     old = {state: take(store) for state in states}
     for state, job in old.items():
@@ -994,7 +994,7 @@ def test_pruning_deletes_what_is_older_than_its_state_is_kept(store: Any, clock:
 
 
 @pytest.mark.row(136)
-def test_pruning_goes_in_portions_the_oldest_of_a_state_first(store: Any, clock: Clock) -> None:
+def test_prune_deletes_in_batches_the_oldest_of_a_state_first(store: Any, clock: Clock) -> None:
     jobs: dict[State, list[Job]] = {"done": [], "failed": []}
     for _ in range(4):
         for state, ended in jobs.items():
@@ -1008,10 +1008,10 @@ def test_pruning_goes_in_portions_the_oldest_of_a_state_first(store: Any, clock:
     assert [store.prune(everything, everything, limit=3) for _ in range(3)] == [3, 2, 0]
 
 
-# What machines rely on
+# Other methods that workers rely on
 
 
-def test_a_store_can_be_described_checked_cut_and_closed(store: Any) -> None:
+def test_a_store_has_the_methods_that_workers_rely_on(store: Any) -> None:
     store.check_schema()
     store.cut()
 
@@ -1023,7 +1023,7 @@ def test_a_store_can_be_described_checked_cut_and_closed(store: Any) -> None:
 
 
 @pytest.mark.parametrize("move", [-3600.0, 0.0, 86_400.0])
-def test_a_clock_that_jumps_declares_nobody_dead(store: Any, clock: Clock, move: float) -> None:
+def test_a_clock_jump_declares_no_worker_dead(store: Any, clock: Clock, move: float) -> None:
     register(store)
     job = take(store)
 
@@ -1034,7 +1034,7 @@ def test_a_clock_that_jumps_declares_nobody_dead(store: Any, clock: Clock, move:
     assert store.beat(ME)
 
 
-def test_time_is_the_stores(store: Any, clock: Clock) -> None:
+def test_now_is_the_clock_of_the_store(store: Any, clock: Clock) -> None:
     clock.advance(42)
 
     assert store.now() == START + timedelta(seconds=42)
@@ -1053,11 +1053,11 @@ def test_threads_may_share_a_store(store: Any) -> None:
     assert max(map(len, batches)) <= 5
 
 
-# Ids that are in use twice: a sequence was behind, after a failover or a restore
+# Ids that are in use twice, because the sequence was behind after a failover or a restore
 
 
-def set_back(store: Any, last: int = 0) -> None:
-    """Have the ids begin again behind `last`."""
+def rewind_sequence(store: Any, last: int = 0) -> None:
+    """Let the sequence of ids continue after `last`."""
     if isinstance(store, MemoryStore):
         store._ids = itertools.count(last + 1)
     else:
@@ -1065,7 +1065,7 @@ def set_back(store: Any, last: int = 0) -> None:
 
 
 def plant(store: Any, job: Job) -> Job:
-    """Put `job` among those that have not ended, whatever its id."""
+    """Store `job` among the live jobs, whatever its id."""
     if isinstance(store, MemoryStore):
         return store._keep(job)
     store._rows(
@@ -1082,7 +1082,7 @@ def plant(store: Any, job: Job) -> Job:
 
 
 def older(store: Any, state: State = "failed") -> Job:
-    """A job that has ended."""
+    """Return a job that has ended."""
     job = take(store, args='["older"]')
     assert end(store, job, state)
     found: Job = store.get(job.id)
@@ -1090,7 +1090,7 @@ def older(store: Any, state: State = "failed") -> Job:
 
 
 def waiting_twin(store: Any, of: Job, **fields: Any) -> Job:
-    """Another job of the same id, which waits."""
+    """Return another job with the same id, which waits."""
     return plant(store, of.changed(
         state="queued", args='["younger"]', attempt=0, claim=None, worker=None, claimed_at=None, errors=(),
         finished_at=None, **fields,
@@ -1098,7 +1098,7 @@ def waiting_twin(store: Any, of: Job, **fields: Any) -> Job:
 
 
 def running_twin(store: Any, of: Job, **fields: Any) -> Job:
-    """Another job of the same id, which runs."""
+    """Return another job with the same id, which runs."""
     waiting_twin(store, of, **fields)
     if fields.get("alone"):
         [job] = [store.claim_suspect(ME, uuid.uuid4(), EVERY_QUEUE, TASKS)]
@@ -1108,8 +1108,8 @@ def running_twin(store: Any, of: Job, **fields: Any) -> Job:
     return job
 
 
-def the_younger(store: Any, state: State, old: Job) -> Job:
-    """The younger job as history has it; the older one is there as it was, and nothing else."""
+def newer_in_history(store: Any, state: State, old: Job) -> Job:
+    """Return the newer job from history, after checking that history also has the older one unchanged, and no other."""
     jobs = store.find()
     assert [j for j in jobs if j.id == old.id] == [old]
     [other] = [j for j in jobs if j.id != old.id]
@@ -1125,11 +1125,11 @@ def test_a_job_whose_id_is_in_history_ends_under_another(store: Any, state: Stat
 
     assert end(store, job, state, result='"x"', error=an_error())
 
-    kept = the_younger(store, state, old)
+    kept = newer_in_history(store, state, old)
     assert (kept.claim, kept.result, kept.errors) == (job.claim, '"x"', (an_error(),))
 
 
-def test_a_batch_with_a_job_whose_id_is_in_history_is_settled_as_a_whole(store: Any) -> None:
+def test_a_batch_with_a_job_whose_id_is_in_history_is_settled_completely(store: Any) -> None:
     old = older(store)
     twin = running_twin(store, old)
     others = [take(store), take(store)]
@@ -1141,7 +1141,7 @@ def test_a_batch_with_a_job_whose_id_is_in_history_is_settled_as_a_whole(store: 
     assert len(store.find(states=["done"])) == 3
 
 
-def test_an_exchange_settles_a_job_whose_id_is_in_history(store: Any) -> None:
+def test_settle_and_claim_settles_a_job_whose_id_is_in_history(store: Any) -> None:
     old = older(store)
     twin = running_twin(store, old)
     [waiting] = enqueue(store)
@@ -1153,7 +1153,7 @@ def test_an_exchange_settles_a_job_whose_id_is_in_history(store: Any) -> None:
     assert [job.id for job in reply.jobs()] == [waiting]
 
 
-def test_the_outcome_of_an_old_claim_leaves_a_job_whose_id_is_in_history_alone(store: Any) -> None:
+def test_an_outcome_of_an_old_claim_does_not_change_a_job_whose_id_is_in_history(store: Any) -> None:
     old = older(store)
     twin = running_twin(store, old)
 
@@ -1173,7 +1173,7 @@ def test_an_end_that_is_in_history_already_is_not_written_again(store: Any) -> N
     assert store.get(job.id).state == "done"
 
 
-def test_a_job_whose_id_is_in_history_is_retried_and_handed_back_as_any_other(store: Any) -> None:
+def test_a_job_whose_id_is_in_history_is_retried_and_returned_like_any_other(store: Any) -> None:
     old = older(store)
 
     assert end(store, running_twin(store, old), "queued", delay=0.0, error=an_error())
@@ -1190,7 +1190,7 @@ def test_cancelling_a_job_whose_id_is_in_history_keeps_both(store: Any) -> None:
 
     assert store.cancel(old.id, "why not")
 
-    assert the_younger(store, "cancelled", old).error == "why not"
+    assert newer_in_history(store, "cancelled", old).error == "why not"
 
 
 def test_clearing_a_queue_with_a_job_whose_id_is_in_history_keeps_both(store: Any) -> None:
@@ -1214,7 +1214,7 @@ def test_a_poison_pill_whose_id_is_in_history_fails_and_both_are_kept(store: Any
     assert [(job.state, job.id == neighbour.id) for job in rescued if job.id != neighbour.id] == [("failed", False)]
     assert store.get(neighbour.id).state == "queued"
     assert store.delete(neighbour.id)
-    assert "died 3 times" in str(the_younger(store, "failed", old).error)
+    assert "died 3 times" in str(newer_in_history(store, "failed", old).error)
 
 
 def test_a_suspect_whose_id_is_in_history_is_rescued(store: Any) -> None:
@@ -1237,7 +1237,7 @@ def test_a_job_is_not_retried_while_another_of_its_id_has_not_ended(store: Any) 
     assert sorted(job.state for job in store.find()) == ["failed", "queued"]
 
 
-def test_of_two_jobs_of_one_id_the_one_that_has_not_ended_is_meant(store: Any) -> None:
+def test_of_two_jobs_with_one_id_methods_use_the_one_that_has_not_ended(store: Any) -> None:
     old = older(store)
     twin = running_twin(store, old)
 
@@ -1252,10 +1252,10 @@ def test_of_two_jobs_of_one_id_the_one_that_has_not_ended_is_meant(store: Any) -
 
 @pytest.mark.row(151)
 @pytest.mark.parametrize("count", [1, 3, 250])
-def test_ids_that_are_given_out_again_become_no_second_job_of_an_id(store: Any, count: int) -> None:
+def test_ids_that_are_issued_again_are_skipped(store: Any, count: int) -> None:
     ended = [older(store).id for _ in range(2)]
     waiting = enqueue(store, 3)
-    set_back(store)
+    rewind_sequence(store)
 
     ids = [job_id for _ in range(2) for job_id in enqueue(store, count, args='["new"]')]
 
@@ -1264,9 +1264,9 @@ def test_ids_that_are_given_out_again_become_no_second_job_of_an_id(store: Any, 
 
 
 @pytest.mark.parametrize("last", [0, 2, 7])
-def test_a_sequence_that_is_behind_is_moved_on(store: Any, last: int) -> None:
+def test_a_sequence_that_is_behind_is_advanced(store: Any, last: int) -> None:
     ids = [older(store).id, *enqueue(store, 5)]
-    set_back(store, last)
+    rewind_sequence(store, last)
 
     behind = store.mend_sequence()
 
@@ -1274,6 +1274,6 @@ def test_a_sequence_that_is_behind_is_moved_on(store: Any, last: int) -> None:
     assert min(enqueue(store, 3)) > max(ids)
 
 
-def test_a_sequence_that_nothing_was_drawn_from_is_not_behind(store: Any) -> None:
+def test_an_unused_sequence_is_not_behind(store: Any) -> None:
     assert store.mend_sequence() == 0
     assert store.mend_sequence() == 0

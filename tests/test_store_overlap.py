@@ -1,6 +1,6 @@
-"""The contract of the stores about ticks that come due while runs of their schedule are under way, late or stopped.
+"""Contract of the stores about ticks that come due while runs of their schedule are in progress, late or stopped.
 
-The small cases first, then a property: one worker with a few slots, runs that take their time, and outages in between.
+Single cases first, then a property test: one worker with a few slots, runs of some length, and outages.
 """
 
 import uuid
@@ -21,12 +21,12 @@ from pgcron_lite.schedules.ticks import LATE, MAX_LEFT_DUE, MAX_WAITING, TickVie
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 ME = uuid.UUID(int=1)
-# Seconds: a worker that has nothing else to do looks for jobs this often.
+# Poll interval of an idle worker, in seconds.
 POLL = 5
 
 
 class Line:
-    """One schedule, and a worker with a few slots whose runs take `seconds` each. Time passes in `work` only."""
+    """One schedule, and a worker with a few slots whose runs take `seconds` each. Time passes only in `work`."""
 
     def __init__(
         self, store: Any, clock: Clock, when: str = "* * * * * */10", *, name: str = "s", slots: int = 3,
@@ -36,13 +36,13 @@ class Line:
         self.schedule = Schedule(name, "add", schedule.timing_of(when, "UTC", name=name), queue=name, **options)
         self.running: dict[int, tuple[Job, datetime]] = {}
         self.begun: list[datetime] = []
-        # How often a run was claimed and put back to wait for its turn.
-        self.most_at_once = self.waits = 0
+        # `waits` counts how often a run was claimed and returned to wait for another one.
+        self.max_at_once = self.waits = 0
         assert store.put_schedule(name, "shop", self.schedule.dumps(), replace=False) == "added"
         store.plan(ticks.decide, name)
 
     def work(self, seconds: float) -> None:
-        """Let time pass with the worker at work."""
+        """Let time pass while the worker runs."""
         until = self.clock.now + timedelta(seconds=seconds)
         self.step()
         while self.clock.now < until:
@@ -63,11 +63,11 @@ class Line:
         self.store.plan(ticks.decide)
         while self.take(self.slots - len(self.running)):
             pass
-        self.most_at_once = max(self.most_at_once, len(self.running))
+        self.max_at_once = max(self.max_at_once, len(self.running))
 
-    def take(self, most: int) -> bool:
-        """Claim up to `most` jobs and begin those that may. True if a full worker would look for more."""
-        held: list[Job] = self.store.claim(ME, uuid.uuid4(), [self.name], ["add"], most) if most else []
+    def take(self, limit: int) -> bool:
+        """Claim up to `limit` jobs and begin those that are admitted. Return True if any were claimed."""
+        held: list[Job] = self.store.claim(ME, uuid.uuid4(), [self.name], ["add"], limit) if limit else []
         answers = self.store.admit([job.id for job in held]) if held else {}
         for job in held:
             answer = answers[job.id]
@@ -83,19 +83,19 @@ class Line:
             self.store.release([job.id])
         return bool(held)
 
-    def catch_breath(self) -> None:
-        """End what is under way, and let what waits run in no time."""
+    def finish(self) -> None:
+        """End the current runs, and let the waiting ones run without taking time."""
         self.seconds = 0
         self.work(60)
         for _ in range(200):
-            # No tick of the test's schedules comes due at each end of these.
+            # Not a multiple of any interval in these tests, so that not every step ends at a tick.
             self.work(7)
             if not [view for view in self.past() if view.outcome is None]:
                 return
         pytest.fail("it does not come to an end")
 
     def past(self) -> list[TickView]:
-        """The ticks that have come due, the oldest first."""
+        """Return the ticks that have come due, oldest first."""
         views: list[TickView] = self.store.ticks(self.name, limit=100_000)
         return [view for view in reversed(views) if view.due_at <= self.clock.now]
 
@@ -120,14 +120,14 @@ def test_with_queue_every_tick_has_its_run_in_order(store: Any, clock: Clock, ca
     line = Line(store, clock, overlap="queue", catch_up=catch_up, slots=slots, seconds=25)
 
     line.work(120)
-    line.catch_breath()
+    line.finish()
 
     assert set(outcomes(line)) == {"done"}
     assert line.begun == [view.tick for view in line.past()]
-    assert line.most_at_once == 1
+    assert line.max_at_once == 1
 
 
-def test_a_tick_that_waits_long_for_its_turn_is_not_called_missed(store: Any, clock: Clock) -> None:
+def test_a_tick_that_waits_long_for_another_run_is_not_missed(store: Any, clock: Clock) -> None:
     line = Line(store, clock, "* * * * *", overlap="queue", seconds=600)
     line.work(120)
     line.seconds = 0
@@ -138,7 +138,7 @@ def test_a_tick_that_waits_long_for_its_turn_is_not_called_missed(store: Any, cl
     assert max(view.lateness for view in line.past() if view.lateness) > LATE
 
 
-def test_a_tick_that_waits_for_its_turn_raises_no_alarm_but_the_run_before_it_does(store: Any, clock: Clock) -> None:
+def test_a_waiting_tick_raises_no_alarm_but_the_run_before_it_does(store: Any, clock: Clock) -> None:
     line = Line(store, clock, "* * * * *", overlap="queue", seconds=900, alert_after=10 * MINUTE)
     line.work(60)
     raised = []
@@ -154,7 +154,7 @@ def test_a_tick_that_waits_for_its_turn_raises_no_alarm_but_the_run_before_it_do
     assert [(alarm.kind, alarm.tick) for alarm in store.watch()[1]] == [("late", START + MINUTE)]
 
 
-def test_a_run_that_only_waited_for_its_turn_is_not_caught_up(store: Any, clock: Clock) -> None:
+def test_a_run_that_waited_for_another_run_is_not_caught_up(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *", overlap="queue")
     clock.advance(600)
     [first] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -171,7 +171,7 @@ def test_a_run_that_only_waited_for_its_turn_is_not_caught_up(store: Any, clock:
 
 
 @pytest.mark.parametrize("alert_after", [None, 15 * MINUTE], ids=["next tick", "alert_after"])
-def test_a_run_that_waited_for_its_turn_is_late_by_the_time_it_takes_from_there(
+def test_the_lateness_of_a_run_that_waited_counts_from_the_end_of_the_wait(
     store: Any, clock: Clock, alert_after: timedelta | None
 ) -> None:
     Line(store, clock, "*/10 * * * *", overlap="queue", alert_after=alert_after)
@@ -188,9 +188,9 @@ def test_a_run_that_waited_for_its_turn_is_late_by_the_time_it_takes_from_there(
     assert [(alarm.kind, alarm.tick) for alarm in store.watch()[1]] == [("late", START + 20 * MINUTE)]
 
 
-def test_the_end_of_a_run_counts_before_it_is_noted(store: Any, clock: Clock) -> None:
+def test_the_end_of_a_run_counts_before_it_is_recorded(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *", overlap="queue")
-    second = second_after(store, clock, 25 * MINUTE, is_noted=False)
+    second = second_after(store, clock, 25 * MINUTE, is_recorded=False)
 
     admission = store.admit([second.id])[second.id]
     store.close_ticks([view.job_id for view in store.ticks("s", until=START + 10 * MINUTE)])
@@ -201,7 +201,7 @@ def test_the_end_of_a_run_counts_before_it_is_noted(store: Any, clock: Clock) ->
     assert store.watch()[1] == []
 
 
-def test_a_run_asked_for_by_hand_that_waits_for_its_turn_is_neither_missed_nor_late(store: Any, clock: Clock) -> None:
+def test_a_manual_run_that_waits_is_neither_missed_nor_late(store: Any, clock: Clock) -> None:
     line = Line(store, clock, "*/10 * * * *", overlap="skip", alert_after=HOUR)
     clock.advance(600)
     [first] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -226,8 +226,8 @@ def test_a_run_asked_for_by_hand_that_waits_for_its_turn_is_neither_missed_nor_l
     assert store.watch()[1] == []
 
 
-def second_after(store: Any, clock: Clock, takes: timedelta, *, is_noted: bool = True) -> Job:
-    """The second run of a schedule of every ten minutes, claimed when the first, which takes `takes`, has ended."""
+def second_after(store: Any, clock: Clock, takes: timedelta, *, is_recorded: bool = True) -> Job:
+    """Return the second run of a ten-minute schedule, claimed when the first run, which takes `takes`, has ended."""
     clock.advance(600)
     [first] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
     store.admit([first.id])
@@ -235,26 +235,26 @@ def second_after(store: Any, clock: Clock, takes: timedelta, *, is_noted: bool =
     clock.advance(takes.total_seconds())
     second: Job = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 1)[0]
     assert store.admit([second.id])[second.id].wait is not None
-    end(store, first, is_noted=is_noted)
+    end(store, first, is_recorded=is_recorded)
     return second
 
 
-def end(store: Any, job: Job, *, is_noted: bool = True) -> None:
+def end(store: Any, job: Job, *, is_recorded: bool = True) -> None:
     store.settle([Outcome(job.id, job.claim, "done")])
-    if is_noted:
+    if is_recorded:
         store.close_ticks([job.id])
 
 
 # Waiting
 
 
-def put_back(store: Any, job: Job) -> None:
+def return_to_wait(store: Any, job: Job) -> None:
     wait = store.admit([job.id])[job.id].wait
     assert store.settle([Outcome(job.id, job.claim, "queued", delay=wait, gives_back=True)]) == {job.id}
 
 
 def waiting(store: Any, clock: Clock) -> tuple[Job, Job]:
-    """A run that is under way, and the next one, which is claimed and has to wait."""
+    """Return a run in progress, and the next one, which is claimed and has to wait."""
     Line(store, clock, "*/10 * * * *", overlap="queue")
     clock.advance(600)
     [first] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -274,14 +274,14 @@ def test_a_run_that_waits_is_claimed_once_before_it_begins(store: Any, clock: Cl
 
     line.work(600)
 
-    # Each tick was claimed when it came due, found a run under way, and is not claimed again until that has ended.
+    # Each tick was claimed when it came due, during another run, and is not claimed again until that run has ended.
     assert len(line.past()) == 60
     assert line.waits <= 60
 
 
 def test_the_next_run_begins_when_the_one_before_it_has_ended(store: Any, clock: Clock) -> None:
     first, second = waiting(store, clock)
-    put_back(store, second)
+    return_to_wait(store, second)
     assert not store.release([second.id])
     assert not is_due(store)
 
@@ -292,7 +292,7 @@ def test_the_next_run_begins_when_the_one_before_it_has_ended(store: Any, clock:
     assert not store.release([first.id])
 
 
-def test_a_run_that_is_put_back_as_the_one_before_it_ends_is_due_at_once(store: Any, clock: Clock) -> None:
+def test_a_run_that_is_returned_while_the_one_before_it_ends_is_due_at_once(store: Any, clock: Clock) -> None:
     first, second = waiting(store, clock)
     wait = store.admit([second.id])[second.id].wait
     end(store, first)
@@ -304,24 +304,24 @@ def test_a_run_that_is_put_back_as_the_one_before_it_ends_is_due_at_once(store: 
     assert is_due(store)
 
 
-@pytest.mark.parametrize("is_noted", [True, False], ids=["before releasing", "before noting the end"])
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["before releasing", "before noting the end"])
 def test_a_worker_that_dies_before_it_releases_the_next_run_delays_it_until_the_next_watch(
-    store: Any, clock: Clock, is_noted: bool
+    store: Any, clock: Clock, is_recorded: bool
 ) -> None:
     first, second = waiting(store, clock)
-    put_back(store, second)
+    return_to_wait(store, second)
     store.watch()
 
-    end(store, first, is_noted=is_noted)
+    end(store, first, is_recorded=is_recorded)
     clock.advance(15)
     store.watch()
 
     assert is_due(store)
 
 
-def test_a_run_that_is_never_released_begins_all_the_same(store: Any, clock: Clock) -> None:
+def test_a_run_that_is_never_released_begins_anyway(store: Any, clock: Clock) -> None:
     first, second = waiting(store, clock)
-    put_back(store, second)
+    return_to_wait(store, second)
     end(store, first)
 
     clock.advance(ticks.ASK_AGAIN.total_seconds())
@@ -330,11 +330,11 @@ def test_a_run_that_is_never_released_begins_all_the_same(store: Any, clock: Clo
     assert store.admit([second.id])[second.id].wait is None
 
 
-def test_the_next_run_is_released_when_the_one_under_way_is_cancelled_before_its_next_attempt(
+def test_the_next_run_is_released_when_the_current_one_is_cancelled_before_its_next_attempt(
     store: Any, clock: Clock
 ) -> None:
     first, second = waiting(store, clock)
-    put_back(store, second)
+    return_to_wait(store, second)
     store.settle([Outcome(first.id, first.claim, "queued", delay=3600)])
 
     store.cancel(first.id)
@@ -350,7 +350,7 @@ def test_a_run_that_waits_past_start_within_is_skipped_without_being_claimed(sto
     assert line.waits <= 30
 
 
-def test_a_schedule_whose_run_goes_on_is_not_missed_though_a_later_tick_was_skipped(store: Any, clock: Clock) -> None:
+def test_a_schedule_with_a_current_run_is_not_missed_when_a_later_tick_was_skipped(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="queue", slots=5, seconds=100_000)
     line.work(10 * MAX_WAITING + 60)
 
@@ -360,7 +360,7 @@ def test_a_schedule_whose_run_goes_on_is_not_missed_though_a_later_tick_was_skip
     assert schedule_status.condition(replace(view, alarm=None, alarm_tick=None), clock.now).word == "ok"
 
 
-def test_ticks_that_nobody_was_there_for_are_missed_with_queue_too(store: Any, clock: Clock) -> None:
+def test_ticks_without_a_worker_are_missed_with_queue_too(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="queue", catch_up="latest", seconds=0)
     line.work(60)
 
@@ -370,22 +370,22 @@ def test_ticks_that_nobody_was_there_for_are_missed_with_queue_too(store: Any, c
     assert "missed; a later tick stands for it" in line.reasons()
     missed = [view for view in line.past() if view.outcome == "skipped"]
     assert len(missed) > 100
-    assert line.most_at_once <= 1
+    assert line.max_at_once <= 1
 
 
-def test_beyond_the_bound_the_newest_are_skipped_and_say_so(store: Any, clock: Clock) -> None:
+def test_beyond_the_limit_the_newest_ticks_are_skipped_with_that_reason(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="queue", slots=5, seconds=1500)
     line.work(20)
 
-    # Every slot is free but for the one run: whatever is due is asked about.
+    # All slots but one are free, so every due tick is claimed.
     for _ in range(28):
         clock.advance(50)
         line.step()
-    line.catch_breath()
+    line.finish()
 
     skipped = [view for view in line.past() if view.outcome == "skipped"]
     assert {view.reason for view in skipped} == {f"overlap: {MAX_WAITING} runs were waiting already"}
-    # The first runs, as many as the bound wait for it, and what came due then is left out until it has ended.
+    # The first tick runs, as many as the limit wait, and later ones are skipped until the first run has ended.
     ran = [view.tick for view in line.past() if view.outcome == "done"]
     assert ran[: MAX_WAITING + 1] == [START + n * 10 * SECOND for n in range(1, MAX_WAITING + 2)]
     assert len(skipped) > 20
@@ -394,19 +394,19 @@ def test_beyond_the_bound_the_newest_are_skipped_and_say_so(store: Any, clock: C
 # catch_up="all"
 
 
-def test_catching_up_with_all_drops_no_tick_that_comes_due_meanwhile(store: Any, clock: Clock) -> None:
+def test_catching_up_with_all_skips_no_tick_that_comes_due_meanwhile(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="skip", catch_up="all", seconds=8)
     line.work(60)
 
     clock.advance(120)
     line.work(200)
-    line.catch_breath()
+    line.finish()
 
     assert line.reasons() == set()
     assert line.begun == [view.tick for view in line.past()]
 
 
-def test_a_run_that_began_in_time_still_forbids_the_next_with_all(store: Any, clock: Clock) -> None:
+def test_a_run_that_began_in_time_still_prevents_the_next_with_all(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="skip", catch_up="all", seconds=15)
 
     line.work(60)
@@ -414,13 +414,13 @@ def test_a_run_that_began_in_time_still_forbids_the_next_with_all(store: Any, cl
     assert any(str(reason).startswith("overlap: the run of") for reason in line.reasons())
 
 
-# Nobody runs the jobs
+# No worker runs the jobs
 
 
-@pytest.mark.parametrize(("catch_up", "most"), [("latest", 1), ("skip", 0)])
+@pytest.mark.parametrize(("catch_up", "limit"), [("latest", 1), ("skip", 0)])
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
-def test_ticks_do_not_pile_up_while_others_plan_and_nobody_runs_them(
-    store: Any, clock: Clock, overlap: str, catch_up: str, most: int
+def test_ticks_do_not_pile_up_while_others_plan_and_no_worker_runs_them(
+    store: Any, clock: Clock, overlap: str, catch_up: str, limit: int
 ) -> None:
     line = Line(store, clock, "*/10 * * * *", overlap=overlap, catch_up=catch_up)
 
@@ -431,15 +431,15 @@ def test_ticks_do_not_pile_up_while_others_plan_and_nobody_runs_them(
 
     due = [job for job in store.find(states=["queued"], limit=1000) if job.execute_after < clock.now - LATE]
     views = line.past()
-    assert len(due) <= most
+    assert len(due) <= limit
     assert len(views) == 12
-    assert sum(view.outcome is None for view in views) <= most + 1
+    assert sum(view.outcome is None for view in views) <= limit + 1
     assert line.reasons() == {"missed; a later tick stands for it" if catch_up == "latest" else "missed"}
-    assert store.schedules("s")[0].runs <= most + 2
+    assert store.schedules("s")[0].runs <= limit + 2
     assert store.schedules("s")[0].alarm == "missed"
 
 
-def test_with_all_the_newest_wait_up_to_a_bound(store: Any, clock: Clock) -> None:
+def test_with_all_the_newest_ticks_wait_up_to_a_limit(store: Any, clock: Clock) -> None:
     line = Line(store, clock, catch_up="all")
 
     for _ in range(40):
@@ -453,7 +453,7 @@ def test_with_all_the_newest_wait_up_to_a_bound(store: Any, clock: Clock) -> Non
     assert waiting[-1].tick == line.past()[-1].tick
 
 
-def test_what_a_worker_has_just_claimed_is_not_taken_from_it(store: Any, clock: Clock) -> None:
+def test_a_tick_that_a_worker_has_just_claimed_is_not_skipped(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *")
     clock.advance(600)
     store.plan(ticks.decide)
@@ -471,7 +471,9 @@ def test_what_a_worker_has_just_claimed_is_not_taken_from_it(store: Any, clock: 
 
 
 @pytest.mark.parametrize(("how", "outcome"), [("cancel", "cancelled"), ("delete", "deleted"), ("clear", "cancelled")])
-def test_a_planned_run_that_is_called_off_says_so_at_once(store: Any, clock: Clock, how: str, outcome: str) -> None:
+def test_the_tick_of_a_cancelled_planned_run_is_closed_at_once(
+    store: Any, clock: Clock, how: str, outcome: str
+) -> None:
     Line(store, clock, "*/10 * * * *")
     [job] = store.find(states=["queued"])
 
@@ -484,7 +486,7 @@ def test_a_planned_run_that_is_called_off_says_so_at_once(store: Any, clock: Clo
     assert store.look(["*"], ["add"]).plan_in == 0
 
 
-def test_the_tick_after_the_one_that_was_called_off_is_planned_at_once(store: Any, clock: Clock) -> None:
+def test_the_tick_after_a_cancelled_one_is_planned_at_once(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *", max_runs=1)
     [job] = store.find(states=["queued"])
 
@@ -506,7 +508,7 @@ def test_a_run_that_has_begun_and_waits_for_another_attempt_is_closed_by_a_worke
 
     store.cancel(job.id)
 
-    # Whoever waits for a sign of the run that has begun is told by the worker that finds it.
+    # The worker that finds the end reports it, because the start of the run was reported.
     [closing] = store.watch()[0]
     assert (closing.job_id, closing.outcome) == (job.id, "cancelled")
 
@@ -529,7 +531,7 @@ def test_a_cancelled_run_that_is_retried_is_the_run_of_its_tick_again(store: Any
     [_, tick] = store.ticks("s")
     view = store.schedules("s")[0]
     assert (tick.tick, tick.kind, tick.outcome, tick.job_id) == (START + 10 * MINUTE, "manual", "done", job.id)
-    # It counts no more than it did when it was cancelled.
+    # It counts towards max_runs no more than when it was cancelled.
     assert (view.last_outcome, view.next_tick, view.runs) == ("done", START + 20 * MINUTE, 1)
 
 
@@ -561,7 +563,7 @@ def test_a_skipped_run_that_is_retried_runs(store: Any, clock: Clock) -> None:
     assert store.admit([job.id])[job.id].refusal is None
 
 
-def test_a_failed_run_that_is_retried_takes_its_turn(store: Any, clock: Clock) -> None:
+def test_a_failed_run_that_is_retried_waits_for_the_current_run(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *")
     clock.advance(600)
     [first] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -580,7 +582,7 @@ def test_a_failed_run_that_is_retried_takes_its_turn(store: Any, clock: Clock) -
     assert [view.outcome for view in store.ticks("s", until=clock.now)] == [None, None]
 
 
-def test_a_tick_that_was_called_off_stands_for_no_earlier_one(store: Any, clock: Clock) -> None:
+def test_a_cancelled_tick_replaces_no_earlier_one(store: Any, clock: Clock) -> None:
     Line(store, clock, "* * * * * *", overlap="allow")
     clock.advance(2)
     first, second = sorted(store.find(states=["queued"], limit=100), key=lambda job: job.execute_after)[:2]
@@ -610,7 +612,7 @@ def test_a_run_refused_after_its_schedule_was_retired_does_not_break_the_schedul
     assert store.schedules("s")[0].next_tick is None
 
 
-def test_a_run_whose_schedule_is_gone_is_still_the_run_of_its_tick(store: Any, clock: Clock) -> None:
+def test_a_run_whose_schedule_was_removed_still_belongs_to_its_tick(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *")
     clock.advance(600)
     [job] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -620,11 +622,11 @@ def test_a_run_whose_schedule_is_gone_is_still_the_run_of_its_tick(store: Any, c
     assert store.admit([job.id])[job.id].refusal is None
 
 
-# A pause or a removal in the moment between the claim of a run and its beginning
+# A pause or a removal between the claim of a run and its beginning
 
 
 def leave(store: Any, how: str) -> None:
-    """Pause or remove the schedule `s`, or pause it for a moment only."""
+    """Pause or remove the schedule `s`, or pause and resume it."""
     if how == "removed":
         assert store.remove_schedule("s") == "removed"
     else:
@@ -650,7 +652,7 @@ def test_a_claimed_tick_does_not_begin_once_its_schedule_was_paused_or_removed(
     assert (view.outcome, view.reason, view.started_at, view.finished_at) == ("skipped", reason, None, clock.now)
 
 
-def test_a_tick_that_was_handed_back_unbegun_is_skipped_while_its_schedule_is_paused(store: Any, clock: Clock) -> None:
+def test_a_returned_tick_that_had_not_begun_is_skipped_while_its_schedule_is_paused(store: Any, clock: Clock) -> None:
     Line(store, clock, "*/10 * * * *", max_runs=1)
     clock.advance(600)
     [job] = store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5)
@@ -673,32 +675,32 @@ def test_a_pause_that_ended_before_the_run_begins_changes_nothing(store: Any, cl
 
     leave(store, "resumed")
 
-    assert verdict(store, job) == "go"
+    assert decision(store, job) == "go"
 
 
 @pytest.mark.parametrize("how", ["paused", "removed"])
-def test_runs_that_have_begun_or_were_asked_for_go_on_whatever_becomes_of_the_schedule(
+def test_current_and_requested_runs_continue_when_the_schedule_is_paused_or_removed(
     store: Any, clock: Clock, how: str
 ) -> None:
     line = Line(store, clock, "*/10 * * * *", overlap="allow")
     clock.advance(600)
-    ask_for(store, clock, line)
+    request(store, clock, line)
     clock.advance(1)
-    ask_for(store, clock, line, "backfill")
+    request(store, clock, line, "backfill")
     begun, *asked_for = sorted(store.claim(ME, uuid.uuid4(), ["s"], ["add"], 5), key=lambda job: job.execute_after)
     store.admit([begun.id])
 
     leave(store, how)
 
     assert len(asked_for) == 2
-    assert [verdict(store, job) for job in [begun, *asked_for]] == ["go"] * 3
+    assert [decision(store, job) for job in [begun, *asked_for]] == ["go"] * 3
 
 
 # A task or queue that the schedule no longer has
 
 
 def renamed(store: Any, *, task: str = "mail", queue: str = "s", when: str = "*/10 * * * *", **options: Any) -> None:
-    """The code of schedule `s` names another task now, or another queue."""
+    """Change the task or the queue of schedule `s`."""
     other = Schedule("s", task, schedule.timing_of(when, "UTC", name="s"), queue=queue, **options)
     assert store.put_schedule("s", "shop", other.dumps(), replace=True) == "replaced"
     store.plan(ticks.decide, "s")
@@ -709,7 +711,7 @@ def take(store: Any, *tasks: str, limit: int = 1) -> list[Job]:
     return found
 
 
-def verdict(store: Any, job: Job) -> str:
+def decision(store: Any, job: Job) -> str:
     answer = store.admit([job.id])[job.id]
     return "skip" if answer.refusal is not None else "go" if answer.wait is None else "wait"
 
@@ -718,7 +720,7 @@ def hand_back(store: Any, job: Job) -> None:
     assert store.settle([Outcome(job.id, job.claim, "queued", gives_back=True)]) == {job.id}
 
 
-def ask_for(store: Any, clock: Clock, line: Line, kind: Any = "manual") -> int:
+def request(store: Any, clock: Clock, line: Line, kind: Any = "manual") -> int:
     at = clock.now - timedelta(microseconds=7)
     [job_id] = store.add_ticks("s", [ticks.Tick(at, clock.now, line.schedule.job(at, clock.now), kind=kind)]).values()
     return int(job_id)
@@ -727,11 +729,11 @@ def ask_for(store: Any, clock: Clock, line: Line, kind: Any = "manual") -> int:
 @pytest.mark.parametrize("change", [{"task": "mail"}, {"queue": "other"}], ids=["task", "queue"])
 @pytest.mark.parametrize("catch_up", ["latest", "all"])
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
-def test_a_run_under_a_task_or_queue_that_its_schedule_no_longer_has_is_not_in_the_way(
+def test_a_run_under_a_former_task_or_queue_does_not_block_others(
     store: Any, clock: Clock, overlap: str, catch_up: str, change: dict[str, str]
 ) -> None:
     line = Line(store, clock, "*/10 * * * *", overlap=overlap, catch_up=catch_up)
-    by_hand = ask_for(store, clock, line)
+    by_hand = request(store, clock, line)
     clock.advance(600)
     renamed(store, overlap=overlap, catch_up=catch_up, **change)
     old = [job.id for job in store.find(states=["queued"]) if job.execute_after <= clock.now]
@@ -742,14 +744,14 @@ def test_a_run_under_a_task_or_queue_that_its_schedule_no_longer_has_is_not_in_t
     for other in [other for other in store.find(states=["running"]) if other.id != job.id]:
         hand_back(store, other)
 
-    assert verdict(store, job) == "go"
+    assert decision(store, job) == "go"
 
     assert by_hand in old
     assert store.get(by_hand).state == "queued"
 
 
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
-def test_a_run_that_was_handed_back_by_the_last_worker_that_knew_its_task_is_not_in_the_way(
+def test_a_run_returned_by_the_last_worker_that_knew_its_task_does_not_block_others(
     store: Any, clock: Clock, overlap: str
 ) -> None:
     Line(store, clock, "*/10 * * * *", overlap=overlap)
@@ -761,12 +763,12 @@ def test_a_run_that_was_handed_back_by_the_last_worker_that_knew_its_task_is_not
     clock.advance(600)
     [new] = take(store, "mail")
 
-    assert verdict(store, new) == "go"
+    assert decision(store, new) == "go"
 
 
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "not begun"])
-def test_an_old_worker_that_claims_it_meanwhile_does_not_run_it_beside_a_newer_one(
+def test_a_run_under_a_former_task_does_not_run_beside_a_newer_one(
     store: Any, clock: Clock, overlap: str, begun: bool
 ) -> None:
     Line(store, clock, "*/10 * * * *", overlap=overlap)
@@ -778,21 +780,21 @@ def test_an_old_worker_that_claims_it_meanwhile_does_not_run_it_beside_a_newer_o
     hand_back(store, old)
     clock.advance(600)
     [new] = take(store, "mail")
-    assert verdict(store, new) == "go"
+    assert decision(store, new) == "go"
 
     [old] = take(store, "add")
-    answer = verdict(store, old)
+    answer = decision(store, old)
 
     assert answer == {"skip": "skip", "queue": "wait"}[overlap]
     if overlap == "skip":
         assert store.ticks("s", until=START + 10 * MINUTE)[0].reason == "missed; a later tick stands for it"
         return
     end(store, new)
-    assert verdict(store, old) == "go"
+    assert decision(store, old) == "go"
 
 
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
-def test_a_newer_run_does_not_begin_beside_one_that_an_old_worker_holds(
+def test_a_newer_run_does_not_begin_while_an_old_worker_holds_one(
     store: Any, clock: Clock, overlap: str
 ) -> None:
     Line(store, clock, "*/10 * * * *", overlap=overlap)
@@ -803,49 +805,49 @@ def test_a_newer_run_does_not_begin_beside_one_that_an_old_worker_holds(
     clock.advance(600)
     [new] = take(store, "mail")
 
-    assert verdict(store, new) == {"skip": "skip", "queue": "wait"}[overlap]
+    assert decision(store, new) == {"skip": "skip", "queue": "wait"}[overlap]
 
 
-def test_a_run_asked_for_by_hand_under_the_old_task_takes_its_turn_when_somebody_knows_it(
+def test_a_manual_run_under_the_former_task_waits_for_the_current_run(
     store: Any, clock: Clock
 ) -> None:
     line = Line(store, clock, "*/10 * * * *")
-    by_hand = ask_for(store, clock, line)
+    by_hand = request(store, clock, line)
     renamed(store)
     clock.advance(600)
     [new] = take(store, "mail")
-    assert verdict(store, new) == "go"
+    assert decision(store, new) == "go"
 
     [old] = take(store, "add")
 
     assert old.id == by_hand
-    assert verdict(store, old) == "wait"
+    assert decision(store, old) == "wait"
     end(store, new)
-    assert verdict(store, old) == "go"
+    assert decision(store, old) == "go"
 
 
-def test_the_next_run_is_released_though_an_older_one_waits_under_the_old_task(store: Any, clock: Clock) -> None:
+def test_the_next_run_is_released_although_an_older_one_waits_under_the_former_task(store: Any, clock: Clock) -> None:
     line = Line(store, clock, "*/10 * * * *", overlap="queue")
     clock.advance(600)
     [first] = take(store, "add")
     store.admit([first.id])
-    ask_for(store, clock, line)
+    request(store, clock, line)
     [old] = take(store, "add")
-    put_back(store, old)
+    return_to_wait(store, old)
     renamed(store, overlap="queue")
     clock.advance(600)
     [new] = take(store, "mail")
-    put_back(store, new)
+    return_to_wait(store, new)
 
     end(store, first)
 
     assert store.release([first.id])
     assert [job.id for job in take(store, "mail")] == [new.id]
-    # Whoever still knows the old task is not made to wait either.
+    # A worker that still knows the former task does not have to wait either.
     assert [job.id for job in take(store, "add")] == [old.id]
 
 
-def test_runs_under_the_old_task_are_not_counted_among_those_that_wait(store: Any, clock: Clock) -> None:
+def test_runs_under_the_former_task_do_not_count_as_waiting(store: Any, clock: Clock) -> None:
     line = Line(store, clock, overlap="queue", catch_up="all", slots=1, seconds=100_000)
     line.work(10 * MAX_WAITING + 60)
     [(running, _)] = line.running.values()
@@ -860,14 +862,14 @@ def test_runs_under_the_old_task_are_not_counted_among_those_that_wait(store: An
     assert running.id == store.find(states=["running"])[-1].id
 
 
-def test_a_later_run_that_succeeds_ends_the_alarm_about_a_run_under_the_old_task(store: Any, clock: Clock) -> None:
+def test_a_later_success_ends_the_alarm_about_a_run_under_the_former_task(store: Any, clock: Clock) -> None:
     line = Line(store, clock, "*/10 * * * *", catch_up="all")
-    ask_for(store, clock, line)
+    request(store, clock, line)
     renamed(store, catch_up="all")
     clock.advance(600)
     [alarm] = store.watch()[1]
     [new] = take(store, "mail")
-    assert verdict(store, new) == "go"
+    assert decision(store, new) == "go"
     store.plan(ticks.decide)
     store.settle([Outcome(new.id, new.claim, "done")])
     assert store.close_ticks([new.id])[0].recovered
@@ -883,7 +885,7 @@ def test_a_later_run_that_succeeds_ends_the_alarm_about_a_run_under_the_old_task
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "not begun"])
-def test_a_schedule_counted_from_its_last_run_goes_on_though_that_is_under_the_old_task(
+def test_an_after_finish_schedule_continues_if_its_last_run_is_under_the_former_task(
     store: Any, clock: Clock, begun: bool
 ) -> None:
     Line(store, clock, "every 10m", after_finish=True)
@@ -902,13 +904,13 @@ def test_a_schedule_counted_from_its_last_run_goes_on_though_that_is_under_the_o
     clock.advance(1200)
 
     [new] = take(store, "mail")
-    assert verdict(store, new) == "go"
+    assert decision(store, new) == "go"
     end(store, new)
     store.plan(ticks.decide)
     assert store.schedules("s")[0].next_tick == clock.now + 10 * MINUTE
 
 
-# Whatever happens
+# Property: any sequence of events
 
 
 EVENTS = st.one_of(
@@ -923,7 +925,7 @@ EVENTS = st.one_of(
 @pytest.mark.row(90)
 @pytest.mark.parametrize("catch_up", ["all", "latest", "skip"])
 @pytest.mark.parametrize("overlap", ["skip", "queue"])
-def test_no_tick_is_lost_but_by_its_policy(store: Any, clock: Clock, catch_up: str, overlap: str) -> None:
+def test_no_tick_is_skipped_except_by_its_policy(store: Any, clock: Clock, catch_up: str, overlap: str) -> None:
     is_real = type(store).__name__ != "MemoryStore"
     numbers = iter(range(10_000))
 
@@ -948,7 +950,7 @@ def test_no_tick_is_lost_but_by_its_policy(store: Any, clock: Clock, catch_up: s
                 clock.advance(amount)
             else:
                 line.seconds = amount
-        line.catch_breath()
+        line.finish()
         check(line, outages)
         store.pause_schedule(name)
 
@@ -958,7 +960,7 @@ def test_no_tick_is_lost_but_by_its_policy(store: Any, clock: Clock, catch_up: s
 def check(line: Line, outages: list[tuple[datetime, datetime]]) -> None:
     views = line.past()
     runs = [view for view in views if view.outcome == "done"]
-    assert line.most_at_once <= 1
+    assert line.max_at_once <= 1
     assert line.begun == [view.tick for view in runs], "out of order, or twice"
     assert {view.outcome for view in views} <= {"done", "skipped"}
     for view in views:
@@ -966,21 +968,21 @@ def check(line: Line, outages: list[tuple[datetime, datetime]]) -> None:
             continue
         reason = str(view.reason)
         if reason.startswith("missed"):
-            # Nobody worked when it was due, or so soon after that it could not begin before the next one was due.
+            # No worker ran when it was due, or an outage began within `LATE` after that.
             assert line.schedule.catch_up != "all"
             assert line.schedule.overlap == "skip" or any(
                 begin <= view.due_at + LATE and view.due_at < end for begin, end in outages
             ), f"{view.tick} was not missed"
         else:
             assert line.schedule.overlap == "skip", reason
-            in_the_way = next(run for run in runs if reason.endswith(_named(run.tick)))
-            assert in_the_way.started_at is not None
-            assert in_the_way.finished_at is not None
+            blocking = next(run for run in runs if reason.endswith(_named(run.tick)))
+            assert blocking.started_at is not None
+            assert blocking.finished_at is not None
             if line.schedule.catch_up == "all":
-                assert in_the_way.started_at <= view.due_at
-                assert in_the_way.started_at - in_the_way.due_at <= LATE
-                before = [run for run in runs if run.tick < in_the_way.tick]
-                assert all(run.finished_at <= in_the_way.due_at for run in before[-1:] if run.finished_at), "delayed"
+                assert blocking.started_at <= view.due_at
+                assert blocking.started_at - blocking.due_at <= LATE
+                before = [run for run in runs if run.tick < blocking.tick]
+                assert all(run.finished_at <= blocking.due_at for run in before[-1:] if run.finished_at), "delayed"
 
 
 def _named(tick: datetime) -> str:

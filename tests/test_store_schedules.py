@@ -1,4 +1,4 @@
-"""The contract of the stores about time: schedules, ticks and their jobs, on memory and on PostgreSQL."""
+"""Contract of the stores for schedules, ticks and their jobs, in memory and on PostgreSQL."""
 
 import uuid
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def definition(when: str = "*/10 * * * *", name: str = "s", **options: Any) -> s
 
 
 def put(store: Any, when: str = "*/10 * * * *", name: str = "s", **options: Any) -> None:
-    """A schedule made at run time, its next ticks decided."""
+    """Add a schedule at run time, and decide its next ticks."""
     assert store.put_schedule(name, "shop", definition(when, name, **options), replace=False) == "added"
     store.plan(ticks.decide, name)
 
@@ -34,7 +34,7 @@ def planned(store: Any) -> list[Move]:
 
 
 def rows(store: Any, name: str = "s") -> dict[datetime, tuple[str | None, str | None]]:
-    """Outcome and reason of each tick, the oldest first."""
+    """Return outcome and reason of each tick, oldest first."""
     return {view.tick: (view.outcome, view.reason) for view in reversed(store.ticks(name))}
 
 
@@ -55,12 +55,12 @@ def end(store: Any, job: Job, state: Any = "done", **fields: Any) -> Any:
 
 
 def live(store: Any, generation: str | None, number: int = 1) -> None:
-    """A worker of that generation's code is there."""
+    """Register a worker with the code of `generation`."""
     store.register(WorkerCard(uuid.UUID(int=number), "box", 7, ("*",), 3, "threads", "1", generation))
 
 
 def declared(store: Any, number: int, app: str = "shop", **definitions: str) -> list[Change]:
-    """Worker `number` starts with code that declares these schedules; what that changes."""
+    """Start worker `number` with code that declares these schedules. Return the changes."""
     generation = schedule.generation(app, definitions)
     store.declare(app, generation, definitions)
     live(store, generation, number)
@@ -76,7 +76,7 @@ def what(changes: Sequence[Change]) -> dict[str, str]:
 # Planning
 
 
-def test_a_schedule_has_its_next_tick_in_the_table_at_once(store: Any) -> None:
+def test_the_next_tick_of_a_new_schedule_is_stored_at_once(store: Any) -> None:
     put(store, args='{"x": 1}', queue="mail", priority=3, tags=("t",), jitter=MINUTE)
 
     [job] = jobs(store)
@@ -91,7 +91,7 @@ def test_a_schedule_has_its_next_tick_in_the_table_at_once(store: Any) -> None:
     assert (view.started_at, view.finished_at, view.outcome, view.reason, view.lateness) == (None,) * 5
 
 
-def test_a_tick_is_decided_once_however_often_one_asks(store: Any, clock: Clock) -> None:
+def test_a_tick_is_decided_once_however_often_planning_runs(store: Any, clock: Clock) -> None:
     put(store)
 
     for _ in range(3):
@@ -103,7 +103,7 @@ def test_a_tick_is_decided_once_however_often_one_asks(store: Any, clock: Clock)
 
 
 @pytest.mark.row(87)
-def test_what_was_decided_about_a_row_that_has_changed_since_is_not_written(store: Any) -> None:
+def test_a_decision_on_a_row_that_has_changed_since_is_not_written(store: Any) -> None:
     put(store)
     before = jobs(store)
 
@@ -117,7 +117,7 @@ def test_what_was_decided_about_a_row_that_has_changed_since_is_not_written(stor
     assert jobs(store) == before
 
 
-def test_a_tick_that_is_there_gets_no_second_job(store: Any) -> None:
+def test_an_existing_tick_gets_no_second_job(store: Any) -> None:
     put(store)
 
     def again(entry: Entry, now: datetime) -> Move:
@@ -130,7 +130,7 @@ def test_a_tick_that_is_there_gets_no_second_job(store: Any) -> None:
     assert len(jobs(store)) == 1
 
 
-def test_the_look_says_when_to_plan_again(store: Any, clock: Clock) -> None:
+def test_look_returns_the_time_of_the_next_planning(store: Any, clock: Clock) -> None:
     assert store.look(["*"], ["add"]).plan_in is None
 
     put(store)
@@ -171,7 +171,7 @@ def test_missed_ticks_are_rows_with_a_reason(store: Any, clock: Clock) -> None:
     }
 
 
-def test_max_runs_counts_what_is_planned_and_gives_back_what_was_withdrawn(store: Any, clock: Clock) -> None:
+def test_max_runs_counts_planned_runs_without_withdrawn_ones(store: Any, clock: Clock) -> None:
     put(store, "* * * * * *", max_runs=3)
     assert len(jobs(store)) == 3
 
@@ -186,11 +186,11 @@ def test_max_runs_counts_what_is_planned_and_gives_back_what_was_withdrawn(store
     assert store.look(["*"], ["add"]).plan_in is None
 
 
-# May it begin?
+# Admission
 
 
 def admitted(store: Any, clock: Clock, late: timedelta = timedelta(0), **options: Any) -> tuple[Any, Job]:
-    """The answer for the first tick of a schedule, begun `late`."""
+    """Return the admission and the job of the first tick of a schedule, which is claimed `late`."""
     put(store, **options)
     clock.advance((10 * MINUTE + late).total_seconds())
     [job] = claim(store)
@@ -217,7 +217,7 @@ def test_a_tick_begins_when_it_is_time(store: Any, clock: Clock) -> None:
     ],
     ids=["latest", "all", "skip", "beyond-start-within", "within-start-within"],
 )
-def test_a_run_that_comes_late_is_judged_by_its_policy(
+def test_the_policy_decides_on_a_late_run(
     store: Any, clock: Clock, options: dict[str, Any], refusal: str | None
 ) -> None:
     admission, _ = admitted(store, clock, 5 * MINUTE, **options)
@@ -227,14 +227,14 @@ def test_a_run_that_comes_late_is_judged_by_its_policy(
     assert rows(store)[START + 10 * MINUTE] == (("skipped", refusal) if refusal else (None, None))
 
 
-def test_the_answer_is_the_same_when_one_has_to_ask_again(store: Any, clock: Clock) -> None:
+def test_a_repeated_admission_gives_the_same_answer(store: Any, clock: Clock) -> None:
     refused, job = admitted(store, clock, 5 * MINUTE, catch_up="skip")
 
     assert store.admit([job.id])[job.id].refusal == refused.refusal == "missed"
     assert store.schedules("s")[0].runs == 0
 
 
-def test_who_has_begun_may_go_on_however_late_it_is(store: Any, clock: Clock) -> None:
+def test_a_run_that_has_begun_may_continue_however_late(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock, catch_up="skip", start_within=MINUTE)
     clock.advance(HOUR.total_seconds())
 
@@ -244,7 +244,7 @@ def test_who_has_begun_may_go_on_however_late_it_is(store: Any, clock: Clock) ->
     assert store.ticks("s", limit=1)[0].started_at == START + 10 * MINUTE
 
 
-def test_of_several_that_are_due_the_latest_stands_for_all(store: Any, clock: Clock) -> None:
+def test_of_several_due_ticks_only_the_latest_runs(store: Any, clock: Clock) -> None:
     put(store, "* * * * * *", overlap="allow")
     clock.advance(5)
     held = claim(store)
@@ -257,9 +257,11 @@ def test_of_several_that_are_due_the_latest_stands_for_all(store: Any, clock: Cl
 
 @pytest.mark.row(102)
 @pytest.mark.parametrize(
-    ("overlap", "verdict"), [("allow", "go"), ("skip", "skip"), ("queue", "wait")], ids=["allow", "skip", "queue"]
+    ("overlap", "decision"), [("allow", "go"), ("skip", "skip"), ("queue", "wait")], ids=["allow", "skip", "queue"]
 )
-def test_overlap_is_judged_when_the_next_would_begin(store: Any, clock: Clock, overlap: str, verdict: str) -> None:
+def test_overlap_is_decided_when_the_next_run_would_begin(
+    store: Any, clock: Clock, overlap: str, decision: str
+) -> None:
     _, first = admitted(store, clock, overlap=overlap)
     planned(store)
     clock.advance(600)
@@ -267,16 +269,16 @@ def test_overlap_is_judged_when_the_next_would_begin(store: Any, clock: Clock, o
 
     answer = store.admit([second.id])[second.id]
 
-    assert ("skip" if answer.refusal else "wait" if answer.wait else "go") == verdict
-    if verdict == "skip":
+    assert ("skip" if answer.refusal else "wait" if answer.wait else "go") == decision
+    if decision == "skip":
         assert answer.refusal == "overlap: the run of 2026-03-01 12:10:00 UTC was still going on"
-    if verdict == "wait":
+    if decision == "wait":
         assert answer.wait == 600
         end(store, first)
         assert store.admit([second.id])[second.id].wait is None
 
 
-def test_a_run_that_is_to_be_tried_again_is_not_over(store: Any, clock: Clock) -> None:
+def test_a_run_that_waits_for_a_retry_has_not_ended(store: Any, clock: Clock) -> None:
     _, first = admitted(store, clock)
     store.settle([Outcome(first.id, first.claim, "queued", delay=3600)])
     planned(store)
@@ -286,7 +288,7 @@ def test_a_run_that_is_to_be_tried_again_is_not_over(store: Any, clock: Clock) -
     assert "overlap" in store.admit([second.id])[second.id].refusal
 
 
-def test_a_run_that_is_over_and_not_noted_is_in_nobodys_way(store: Any, clock: Clock) -> None:
+def test_a_run_whose_end_is_not_recorded_blocks_no_other(store: Any, clock: Clock) -> None:
     _, first = admitted(store, clock)
     store.settle([Outcome(first.id, first.claim, "done")])  # and the worker died here
     planned(store)
@@ -296,7 +298,7 @@ def test_a_run_that_is_over_and_not_noted_is_in_nobodys_way(store: Any, clock: C
     assert store.admit([second.id])[second.id].refusal is None
 
 
-def test_a_backlog_that_is_to_be_caught_up_with_takes_turns(store: Any, clock: Clock) -> None:
+def test_caught_up_ticks_run_one_after_the_other(store: Any, clock: Clock) -> None:
     put(store, catch_up="all")
     clock.advance(35 * 60)
     planned(store)
@@ -308,15 +310,15 @@ def test_a_backlog_that_is_to_be_caught_up_with_takes_turns(store: Any, clock: C
     assert all(answer.refusal is None for answer in answers.values())
 
 
-def test_what_is_no_ticks_job_is_not_asked_about(store: Any) -> None:
+def test_a_job_without_a_tick_needs_no_admission(store: Any) -> None:
     assert store.admit([4711]) == {}
     assert store.close_ticks([4711]) == []
 
 
-# Noting the end
+# The end of a run
 
 
-def test_the_end_of_a_run_is_noted(store: Any, clock: Clock) -> None:
+def test_the_end_of_a_run_is_recorded(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     clock.advance(42)
 
@@ -330,13 +332,13 @@ def test_the_end_of_a_run_is_noted(store: Any, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_so_is_a_bad_end(store: Any, clock: Clock, state: str) -> None:
+def test_the_failure_of_a_run_is_recorded(store: Any, clock: Clock, state: str) -> None:
     _, job = admitted(store, clock)
 
     assert [closing.outcome for closing in end(store, job, state)] == [state]
 
 
-def test_a_failed_run_that_was_queued_again_by_hand_ends_well_in_the_end(store: Any, clock: Clock) -> None:
+def test_a_failed_run_that_is_retried_by_hand_ends_as_done(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     end(store, job, "failed")
     store.retry(job.id)
@@ -349,7 +351,7 @@ def test_a_failed_run_that_was_queued_again_by_hand_ends_well_in_the_end(store: 
     assert store.ticks("s")[0].outcome == "done"
 
 
-def test_the_next_run_knows_the_last_one_that_was_done(store: Any, clock: Clock) -> None:
+def test_a_run_gets_the_tick_of_the_last_successful_one(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     end(store, job)
     seen = []
@@ -363,7 +365,7 @@ def test_the_next_run_knows_the_last_one_that_was_done(store: Any, clock: Clock)
     assert seen == [START + 10 * MINUTE, START + 10 * MINUTE, START + 30 * MINUTE]
 
 
-def test_an_interval_may_count_from_the_end_of_the_last_run(store: Any, clock: Clock) -> None:
+def test_with_after_finish_the_interval_counts_from_the_end_of_the_last_run(store: Any, clock: Clock) -> None:
     put(store, "every 10m", after_finish=True)
     clock.advance(600)
     [job] = claim(store)
@@ -389,7 +391,7 @@ def watch(store: Any, clock: Clock, seconds: float = 15) -> list[Alarm]:
     return alarms
 
 
-def test_a_tick_that_does_not_begin_is_missed_once(store: Any, clock: Clock) -> None:
+def test_a_tick_that_does_not_begin_raises_one_missed_alarm(store: Any, clock: Clock) -> None:
     put(store)
     assert watch(store, clock, 600 + LATE.total_seconds()) == []
 
@@ -398,7 +400,7 @@ def test_a_tick_that_does_not_begin_is_missed_once(store: Any, clock: Clock) -> 
     assert store.schedules("s")[0].alarm == "missed"
 
 
-def test_a_run_that_goes_on_at_its_next_tick_is_late_once(store: Any, clock: Clock) -> None:
+def test_a_run_that_has_not_ended_at_its_next_tick_raises_one_late_alarm(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     planned(store)
     assert watch(store, clock, 600) == []
@@ -407,7 +409,7 @@ def test_a_run_that_goes_on_at_its_next_tick_is_late_once(store: Any, clock: Clo
     assert watch(store, clock) == []
 
 
-def test_a_good_end_ends_the_alarm(store: Any, clock: Clock) -> None:
+def test_a_success_ends_the_alarm(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock, alert_after=MINUTE)
     assert [alarm.kind for alarm in watch(store, clock, 75)] == ["late"]
 
@@ -417,7 +419,7 @@ def test_a_good_end_ends_the_alarm(store: Any, clock: Clock) -> None:
     assert store.schedules("s")[0].alarm is None
 
 
-def test_a_bad_end_does_not(store: Any, clock: Clock) -> None:
+def test_a_failure_does_not_end_the_alarm(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock, alert_after=MINUTE)
     watch(store, clock, 75)
 
@@ -427,7 +429,7 @@ def test_a_bad_end_does_not(store: Any, clock: Clock) -> None:
     assert store.schedules("s")[0].alarm == "late"
 
 
-def test_somebody_says_so_when_nobody_plans(store: Any, clock: Clock) -> None:
+def test_an_alarm_is_raised_when_nothing_is_planned(store: Any, clock: Clock) -> None:
     put(store)
     clock.advance(570)
     planned(store)  # up to 12:20, and then every scheduler is gone
@@ -436,14 +438,14 @@ def test_somebody_says_so_when_nobody_plans(store: Any, clock: Clock) -> None:
     [job] = claim(store)
     store.admit([job.id])
     end(store, job)
-    # Then the next one would have to be decided.
+    # By then, the next tick should have been decided.
     store.cancel(jobs(store)[-1].id)
     store.watch()
 
     assert [alarm.kind for alarm in watch(store, clock, 150)] == ["missed"]
 
 
-def test_one_worker_of_all_watches_every_few_seconds(store: Any, clock: Clock) -> None:
+def test_only_one_worker_watches_in_each_interval(store: Any, clock: Clock) -> None:
     put(store)
 
     clock.advance(700)
@@ -454,7 +456,7 @@ def test_one_worker_of_all_watches_every_few_seconds(store: Any, clock: Clock) -
 
 
 @pytest.mark.parametrize("how", ["ended", "deleted"])
-def test_an_end_that_nobody_noted_is_found(store: Any, clock: Clock, how: str) -> None:
+def test_an_end_that_was_not_recorded_is_found(store: Any, clock: Clock, how: str) -> None:
     _, job = admitted(store, clock)
     store.settle([Outcome(job.id, job.claim, "done")])
     if how == "deleted":
@@ -466,17 +468,17 @@ def test_an_end_that_nobody_noted_is_found(store: Any, clock: Clock, how: str) -
     assert closing.outcome == ("done" if how == "ended" else "deleted")
 
 
-def test_an_alarm_is_raised_by_one_alone(store: Any) -> None:
+def test_an_alarm_is_raised_once(store: Any) -> None:
     put(store)
 
     assert [store.raise_alarm("s", START), store.raise_alarm("s", START)] == [True, False]
     assert store.raise_alarm("nobody", START) is False
 
 
-# By hand
+# Changes at run time
 
 
-def test_a_paused_schedule_has_no_jobs_and_notes_its_ticks(store: Any, clock: Clock) -> None:
+def test_a_paused_schedule_has_rows_for_its_ticks_and_no_jobs(store: Any, clock: Clock) -> None:
     put(store, catch_up="all")
     assert store.pause_schedule("s")
     assert (jobs(store), rows(store)) == ([], {})
@@ -492,7 +494,7 @@ def test_a_paused_schedule_has_no_jobs_and_notes_its_ticks(store: Any, clock: Cl
     assert not store.pause_schedule("nobody")
 
 
-def test_what_is_overdue_does_not_run_in_a_pause(store: Any, clock: Clock) -> None:
+def test_an_overdue_tick_does_not_run_during_a_pause(store: Any, clock: Clock) -> None:
     put(store)
     clock.advance(605)
 
@@ -501,7 +503,7 @@ def test_what_is_overdue_does_not_run_in_a_pause(store: Any, clock: Clock) -> No
     assert (jobs(store), rows(store)) == ([], {START + 10 * MINUTE: ("skipped", "paused")})
 
 
-def test_what_runs_already_is_left_alone_by_a_pause(store: Any, clock: Clock) -> None:
+def test_a_pause_does_not_affect_a_current_run(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
 
     store.pause_schedule("s")
@@ -510,7 +512,7 @@ def test_what_runs_already_is_left_alone_by_a_pause(store: Any, clock: Clock) ->
     assert [closing.outcome for closing in end(store, job)] == ["done"]
 
 
-def test_another_definition_takes_the_place_of_what_has_not_begun(store: Any, clock: Clock) -> None:
+def test_a_new_definition_replaces_ticks_that_have_not_begun(store: Any, clock: Clock) -> None:
     put(store)
     clock.advance(60)
 
@@ -522,7 +524,7 @@ def test_another_definition_takes_the_place_of_what_has_not_begun(store: Any, cl
     assert list(rows(store)) == [START + 7 * MINUTE]
 
 
-def test_names_are_taken_once(store: Any) -> None:
+def test_a_name_is_used_once(store: Any) -> None:
     put(store)
 
     assert store.put_schedule("s", "shop", definition(), replace=False) == "exists"
@@ -530,7 +532,7 @@ def test_names_are_taken_once(store: Any) -> None:
     assert store.remove_schedule("t") == "missing"
 
 
-def test_a_removed_schedule_leaves_its_history(store: Any, clock: Clock) -> None:
+def test_the_history_of_a_removed_schedule_remains(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     end(store, job)
     planned(store)
@@ -556,7 +558,7 @@ def by_hand(kind: ticks.Kind, tick: datetime, now: datetime) -> Tick:
     return Tick(tick, now, schedule.loads("s", definition()).job(tick, now), kind=kind)
 
 
-def test_runs_may_be_added_and_none_twice(store: Any, clock: Clock) -> None:
+def test_runs_can_be_added_but_none_twice(store: Any, clock: Clock) -> None:
     put(store)
     clock.advance(35 * 60)
     planned(store)
@@ -565,7 +567,7 @@ def test_runs_may_be_added_and_none_twice(store: Any, clock: Clock) -> None:
 
     added = store.add_ticks("s", [by_hand("backfill", tick, now) for tick in asked])
 
-    # 12:10 waits with its job, 12:20 was left out for a later one, and may be had now.
+    # 12:10 is waiting with its job. 12:20 was skipped in favour of a later tick, and can be backfilled.
     assert list(added) == [START - 10 * MINUTE, START, START + 20 * MINUTE]
     assert store.add_ticks("s", [by_hand("backfill", tick, now) for tick in asked]) == {}
     views = {view.tick: view for view in store.ticks("s")}
@@ -579,7 +581,7 @@ def test_runs_by_hand_do_not_count_for_max_runs(store: Any, clock: Clock) -> Non
     assert store.schedules("s")[0].runs == 1
 
 
-def test_runs_asked_for_take_turns_with_the_others(store: Any, clock: Clock) -> None:
+def test_requested_runs_wait_for_the_current_run(store: Any, clock: Clock) -> None:
     _, running = admitted(store, clock)
     now = store.now()
     store.add_ticks("s", [by_hand("manual", now + SECOND, now), by_hand("backfill", START, now)])
@@ -594,7 +596,7 @@ def test_runs_asked_for_take_turns_with_the_others(store: Any, clock: Clock) -> 
     assert sorted(again) == [False, True]
 
 
-def test_old_ticks_are_forgotten_and_never_come_back(store: Any, clock: Clock) -> None:
+def test_old_ticks_are_deleted_and_never_decided_again(store: Any, clock: Clock) -> None:
     _, job = admitted(store, clock)
     end(store, job)
     clock.advance(DAY.total_seconds())
@@ -605,10 +607,10 @@ def test_old_ticks_are_forgotten_and_never_come_back(store: Any, clock: Clock) -
     assert store.prune_ticks(timedelta(days=30)) == 0
 
 
-# What code declares
+# Declarations in code
 
 
-def test_declared_schedules_come_into_force_with_a_worker(store: Any) -> None:
+def test_declarations_take_effect_when_a_worker_starts(store: Any) -> None:
     store.declare("shop", "g1", {"s": definition()})
     assert store.reconcile() == []
 
@@ -634,7 +636,7 @@ def test_a_deploy_changes_adds_and_retires(store: Any, clock: Clock) -> None:
 
     changes = declared(store, 2, s=definition("*/7 * * * *"), new=definition("@hourly", "new"))
 
-    # The old code still lives, and so do the schedules that only it knows.
+    # A worker with the old code is still alive, so the schedules that only it declares remain.
     assert what(changes) == {"s": "changed", "new": "new"}
     assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
     store.forget(uuid.UUID(int=1))
@@ -644,7 +646,7 @@ def test_a_deploy_changes_adds_and_retires(store: Any, clock: Clock) -> None:
 
 
 @pytest.mark.row(101)
-def test_a_worker_of_old_code_that_starts_again_changes_nothing_back(store: Any, clock: Clock) -> None:
+def test_a_restarted_worker_with_old_code_reverts_nothing(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     clock.advance(60)
     declared(store, 2, s=definition("*/7 * * * *"))
@@ -659,7 +661,7 @@ def test_a_worker_of_old_code_that_starts_again_changes_nothing_back(store: Any,
 
 
 @pytest.mark.row(101)
-def test_a_rollback_is_complete_when_the_last_of_the_newer_is_gone(store: Any, clock: Clock) -> None:
+def test_a_rollback_is_complete_when_the_last_newer_worker_has_stopped(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     clock.advance(60)
     declared(store, 2, s=definition("*/7 * * * *"), new=definition("@hourly", "new"))
@@ -674,7 +676,7 @@ def test_a_rollback_is_complete_when_the_last_of_the_newer_is_gone(store: Any, c
     assert [job.execute_after for job in jobs(store)] == [START + 10 * MINUTE]
 
 
-def test_another_apps_schedules_are_none_of_our_business(store: Any) -> None:
+def test_the_schedules_of_another_app_are_not_changed(store: Any) -> None:
     declared(store, 1, "shop", s=definition())
     declared(store, 2, "mill", m=definition(name="m"))
 
@@ -684,7 +686,7 @@ def test_another_apps_schedules_are_none_of_our_business(store: Any) -> None:
     assert [view.name for view in store.schedules() if view.retired_at is None] == ["m", "s"]
 
 
-def test_what_every_worker_being_down_has_missed_is_caught_up_with(store: Any, clock: Clock) -> None:
+def test_ticks_missed_while_all_workers_were_down_are_caught_up(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     store.forget(uuid.UUID(int=1))
     clock.advance(35 * 60)
@@ -698,7 +700,7 @@ def test_what_every_worker_being_down_has_missed_is_caught_up_with(store: Any, c
     ]  # fmt: skip
 
 
-def test_a_schedule_that_comes_back_soon_goes_on_where_it_was(store: Any, clock: Clock) -> None:
+def test_a_schedule_that_returns_within_the_hour_continues(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition(), t=definition(name="t"))
     declared(store, 2, t=definition(name="t"))
     store.forget(uuid.UUID(int=1))
@@ -710,7 +712,7 @@ def test_a_schedule_that_comes_back_soon_goes_on_where_it_was(store: Any, clock:
     assert START + 20 * MINUTE in [job.execute_after for job in jobs(store)]
 
 
-def test_one_that_was_away_for_long_begins_anew(store: Any, clock: Clock) -> None:
+def test_a_schedule_that_returns_later_starts_afresh(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition(), t=definition(name="t"))
     declared(store, 2, t=definition(name="t"))
     store.forget(uuid.UUID(int=1))
@@ -722,7 +724,7 @@ def test_one_that_was_away_for_long_begins_anew(store: Any, clock: Clock) -> Non
     assert [job.execute_after for job in jobs(store)] == [START + DAY + 10 * MINUTE]
 
 
-def test_a_pause_outlives_a_deploy(store: Any, clock: Clock) -> None:
+def test_a_pause_survives_a_deploy(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition())
     store.pause_schedule("s")
 
@@ -732,7 +734,7 @@ def test_a_pause_outlives_a_deploy(store: Any, clock: Clock) -> None:
     assert jobs(store) == []
 
 
-def test_a_name_that_was_taken_at_run_time_is_left_as_it_is(store: Any) -> None:
+def test_a_schedule_added_at_run_time_keeps_its_name(store: Any) -> None:
     put(store)
 
     assert what(declared(store, 1, s=definition("*/7 * * * *"))) == {"s": "taken"}
@@ -740,7 +742,7 @@ def test_a_name_that_was_taken_at_run_time_is_left_as_it_is(store: Any) -> None:
     assert [job.execute_after for job in jobs(store)] == [START + 10 * MINUTE]
 
 
-def test_when_that_one_is_removed_the_declared_one_is_in_force(store: Any, clock: Clock) -> None:
+def test_when_the_added_schedule_is_removed_the_declared_one_takes_effect(store: Any, clock: Clock) -> None:
     put(store)
     declared(store, 1, s=definition("*/7 * * * *", run_on_start=True))
     clock.advance(60)
@@ -751,13 +753,13 @@ def test_when_that_one_is_removed_the_declared_one_is_in_force(store: Any, clock
     planned(store)
     [view] = store.schedules()
     assert (view.origin, view.app, view.runs, view.next_tick) == ("code", "shop", 1, START + 7 * MINUTE)
-    # No code has come to life by that, so there is no run at the start of any.
+    # No new code has started, so run_on_start causes no run.
     assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
     assert store.reconcile() == []
     assert store.remove_schedule("s") == "code"
 
 
-def test_so_it_is_when_all_workers_are_away_for_the_moment(store: Any) -> None:
+def test_the_declared_one_takes_effect_even_while_all_workers_are_absent(store: Any) -> None:
     put(store)
     declared(store, 1, s=definition("*/7 * * * *"))
     store.forget(uuid.UUID(int=1))
@@ -768,7 +770,7 @@ def test_so_it_is_when_all_workers_are_away_for_the_moment(store: Any) -> None:
     assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
 
 
-def test_of_several_that_were_declared_the_newest_follows_one_that_was_removed(store: Any) -> None:
+def test_of_several_declarations_the_newest_replaces_a_removed_schedule(store: Any) -> None:
     put(store)
     declared(store, 1, s=definition("*/6 * * * *"))
     declared(store, 2, s=definition("*/7 * * * *"))
@@ -780,7 +782,7 @@ def test_of_several_that_were_declared_the_newest_follows_one_that_was_removed(s
     assert [job.execute_after for job in jobs(store)] == [START + 7 * MINUTE]
 
 
-def test_who_makes_room_for_code_leaves_its_news_to_the_next_worker(store: Any) -> None:
+def test_removing_a_schedule_does_not_reconcile_other_declarations(store: Any) -> None:
     put(store)
     definitions = {"s": definition("*/7 * * * *", run_on_start=True), "t": definition(name="t")}
     store.declare("shop", "g1", definitions)
@@ -795,25 +797,25 @@ def test_who_makes_room_for_code_leaves_its_news_to_the_next_worker(store: Any) 
     assert len(starts(store)) == 1
 
 
-def test_what_code_declares_is_not_changed_by_hand(store: Any) -> None:
+def test_a_schedule_declared_in_code_is_not_changed_at_run_time(store: Any) -> None:
     declared(store, 1, s=definition())
 
     assert store.put_schedule("s", "shop", definition("@hourly"), replace=True) == "code"
     assert store.remove_schedule("s") == "code"
 
 
-# Code that comes to life
+# Start of new code
 
 
 def starts(store: Any, name: str = "s") -> list[tuple[datetime, datetime]]:
-    """The runs of starts: when they were asked for, and when they are due."""
+    """Return the runs for run_on_start: their ticks and due times."""
     views = [view for view in reversed(store.ticks(name)) if view.kind == "start"]
     assert [store.get(view.job_id).execute_after for view in views] == [view.due_at for view in views]
     return [(view.tick, view.due_at) for view in views]
 
 
-def brought(store: Any, number: int, **definitions: str) -> list[Change]:
-    """As `declared`, by a worker that dies before it has decided anything."""
+def started(store: Any, number: int, **definitions: str) -> list[Change]:
+    """Start worker `number` like `declared`, but let it die before it plans anything. Return the changes."""
     generation = schedule.generation("shop", definitions)
     store.declare("shop", generation, definitions)
     live(store, generation, number)
@@ -824,7 +826,7 @@ def brought(store: Any, number: int, **definitions: str) -> list[Change]:
 WARM, COLD, OTHER = definition("@yearly", run_on_start=True), definition("@yearly"), definition("@daily", "t")
 
 
-def test_code_that_comes_to_life_may_ask_for_a_run(store: Any, clock: Clock) -> None:
+def test_new_code_may_request_a_run_at_its_start(store: Any, clock: Clock) -> None:
     assert declared(store, 1, s=WARM) == [Change("s", "new")]
     assert declared(store, 2, s=WARM) == []
     clock.advance(60)
@@ -836,23 +838,23 @@ def test_code_that_comes_to_life_may_ask_for_a_run(store: Any, clock: Clock) -> 
 
     assert starts(store) == [(START + n * MINUTE, START + n * MINUTE) for n in range(3)]
     assert starts(store, "t") == []
-    # Beside its ticks: they are decided as ever, and only they are counted.
+    # The runs are in addition to the ticks, which are decided as usual and count alone.
     assert [view.kind for view in store.ticks("s") if view.tick > clock.now] == ["tick"]
     assert store.schedules("s")[0].runs == 1
 
 
 @pytest.mark.row(85)
 @pytest.mark.parametrize("was", ["new", "changed", "started"])
-@pytest.mark.parametrize("is_buried", [False, True])
-def test_the_run_of_a_start_outlives_whoever_has_noted_it(
-    store: Any, clock: Clock, was: str, is_buried: bool
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_the_run_of_a_start_survives_the_worker_that_requested_it(
+    store: Any, clock: Clock, was: str, is_reaped: bool
 ) -> None:
     if was != "new":
         declared(store, 1, **{"s": COLD} if was == "changed" else {"s": WARM, "t": OTHER})
     clock.advance(60)
     before = len(starts(store))
-    assert what(brought(store, 2, s=WARM)) == {"s": was}
-    if is_buried:
+    assert what(started(store, 2, s=WARM)) == {"s": was}
+    if is_reaped:
         store.forget(uuid.UUID(int=2))
         store.reconcile()
     clock.advance(60)
@@ -865,8 +867,8 @@ def test_the_run_of_a_start_outlives_whoever_has_noted_it(
     assert START + MINUTE <= tick <= due_at == START + 2 * MINUTE
 
 
-def test_what_is_stuck_starts_when_it_is_not(store: Any, clock: Clock) -> None:
-    brought(store, 1, s=WARM)
+def test_a_stuck_schedule_starts_once_it_can_be_decided(store: Any, clock: Clock) -> None:
+    started(store, 1, s=WARM)
     store.plan(lambda entry, now: ticks.stuck(entry, now, "no time zones here"))
     assert starts(store) == []
     clock.advance(60)
@@ -877,7 +879,7 @@ def test_what_is_stuck_starts_when_it_is_not(store: Any, clock: Clock) -> None:
     assert starts(store) == [(START, START + MINUTE)]
 
 
-def test_what_was_decided_before_code_came_to_life_does_not_forget_its_start(store: Any) -> None:
+def test_an_older_decision_does_not_clear_the_request_for_a_start(store: Any) -> None:
     declared(store, 1, s=WARM, t=OTHER)
     read: list[Entry] = []
 
@@ -886,7 +888,7 @@ def test_what_was_decided_before_code_came_to_life_does_not_forget_its_start(sto
         return ticks.decide(entry, now)
 
     store.plan(reading, "s")
-    brought(store, 2, s=WARM)
+    started(store, 2, s=WARM)
     assert store.plan(lambda entry, now: ticks.decide(read[0], now), "s") == []
     planned(store)
 
@@ -894,7 +896,7 @@ def test_what_was_decided_before_code_came_to_life_does_not_forget_its_start(sto
 
 
 @pytest.mark.parametrize("is_paused", [True, False])
-def test_what_is_paused_or_not_enabled_does_not_start_and_not_later_either(store: Any, is_paused: bool) -> None:
+def test_a_paused_or_disabled_schedule_does_not_start_now_or_later(store: Any, is_paused: bool) -> None:
     declared(store, 1, s=COLD if is_paused else definition("@yearly", enabled=False))
     if is_paused:
         store.pause_schedule("s")
@@ -906,9 +908,9 @@ def test_what_is_paused_or_not_enabled_does_not_start_and_not_later_either(store
     assert starts(store) == []
 
 
-def test_what_is_retired_before_it_has_started_does_not_start(store: Any) -> None:
+def test_a_schedule_that_is_retired_before_its_start_does_not_start(store: Any) -> None:
     declared(store, 1, t=OTHER)
-    brought(store, 2, s=WARM)
+    started(store, 2, s=WARM)
     store.forget(uuid.UUID(int=2))
 
     assert what(store.reconcile()) == {"s": "retired"}
@@ -918,17 +920,17 @@ def test_what_is_retired_before_it_has_started_does_not_start(store: Any) -> Non
     assert store.plan(ticks.decide, "s") == []
 
 
-def test_code_that_is_changed_before_it_has_started_does_not_start(store: Any) -> None:
-    brought(store, 1, s=WARM)
+def test_a_schedule_that_is_changed_before_its_start_does_not_start(store: Any) -> None:
+    started(store, 1, s=WARM)
 
     declared(store, 2, s=COLD)
 
     assert starts(store) == []
 
 
-def test_a_start_has_a_moment_of_its_own_also_where_the_clock_stands_still(store: Any, clock: Clock) -> None:
+def test_a_start_has_a_unique_tick_even_if_the_clock_stands_still(store: Any, clock: Clock) -> None:
     declared(store, 1, s=definition(run_on_start=True))
-    clock.advance(600)  # to the very moment of its tick
+    clock.advance(600)  # exactly to its tick
     declared(store, 2, s=definition(run_on_start=True), t=OTHER)
     declared(store, 3, s=definition("*/7 * * * *", run_on_start=True))
 
@@ -939,7 +941,7 @@ def test_a_start_has_a_moment_of_its_own_also_where_the_clock_stands_still(store
     assert sum(job.execute_after <= ten for job in jobs(store)) == 4
 
 
-def test_an_interval_from_end_to_start_counts_from_the_end_of_a_start(store: Any, clock: Clock) -> None:
+def test_with_after_finish_the_interval_counts_from_the_end_of_a_start(store: Any, clock: Clock) -> None:
     lazy = definition("every 10m", after_finish=True, run_on_start=True, max_runs=1)
 
     def to_come() -> list[datetime]:
@@ -955,6 +957,6 @@ def test_an_interval_from_end_to_start_counts_from_the_end_of_a_start(store: Any
         planned(store)
         assert to_come() == [clock.now + 10 * MINUTE]
         clock.advance(120)
-        # The tick that was to come gives way to a start, and is none of the runs there may be.
+        # The run at the start replaces the next tick, and does not count towards max_runs.
         declared(store, number, s=lazy, **{f"t{number}": OTHER})
     assert (to_come(), store.schedules("s")[0].runs) == ([clock.now], 0)

@@ -1,8 +1,8 @@
-"""Whatever happens to schedulers, workers and clocks: each tick is decided once, and becomes what its policy says.
+"""Property test of schedules: each tick is decided once, and its outcome follows its policy.
 
-Several schedulers on one store and one simulated clock. They come and go, decide on what they read long ago, die after
-deciding and before anybody works, and are all away for a while; the database's clock jumps; and new code that says the
-same of the schedule comes to life. What comes out is compared with the plain list of moments.
+Several schedulers use one store and one simulated clock. They start and stop, decide on rows that they read long ago,
+die between deciding and running, and are all absent for a while. The database's clock jumps, and new code with the
+same schedule starts. The result is compared with the list of ticks that the timing yields.
 """
 
 import uuid
@@ -35,7 +35,7 @@ EVENTS = st.one_of(
 
 
 class World:
-    """A store with one schedule, and what is done to it."""
+    """A store with one schedule, and the events that happen to it."""
 
     def __init__(self, store: Any, clock: Clock, schedule: Schedule) -> None:
         self.store = store
@@ -45,7 +45,7 @@ class World:
         self.begun_at = self.latest = store.now()
         self.ran: dict[datetime, datetime] = {}
         self.read: list[Entry] = []
-        # One after the other, for the clock may step back: "deploy", or the tick of a run at a start.
+        # "deploy", or the tick of a run at a start. A list in order of events, because the clock may step back.
         self.starts: list[str | datetime] = []
         self.worker: uuid.UUID | None = None
         self.deploy()
@@ -66,7 +66,7 @@ class World:
             self.plan_stale()
 
     def deploy(self) -> None:
-        """New code comes to life, and the old one leaves. Who has noted that is gone before anything is decided."""
+        """Start a worker with new code and stop the old one. Nothing is planned yet."""
         generation, worker = f"{self.name}, deploy {len(self.starts)}", uuid.uuid4()
         self.store.declare("shop", generation, {self.name: self.schedule.dumps()})
         self.store.register(WorkerCard(worker, "box", 7, ("*",), 3, "threads", "1", generation))
@@ -88,18 +88,18 @@ class World:
         self.store.plan(decide)
 
     def plan_stale(self) -> None:
-        """A scheduler was frozen after it had read the row, and decides now on what it read."""
+        """Decide on an old copy of the row, like a scheduler that was frozen after it had read it."""
         if self.read:
             stale = self.read[0]
             self.store.plan(lambda entry, now: ticks.decide(stale, now))
 
-    def work(self, most: int) -> None:
-        """Take some jobs and run those that may."""
-        held: list[Job] = self.store.claim(ME, uuid.uuid4(), ["*"], ["add"], most)
+    def work(self, limit: int) -> None:
+        """Claim some jobs and run those that are admitted."""
+        held: list[Job] = self.store.claim(ME, uuid.uuid4(), ["*"], ["add"], limit)
         if not held:
             return
         answers = self.store.admit([job.id for job in held])
-        # What may not begin goes back at once, before anything ends.
+        # Jobs that have to wait are returned first, before any run ends.
         for job in sorted(held, key=lambda job: answers[job.id].wait is None):
             answer = answers[job.id]
             assert job.claim is not None
@@ -121,13 +121,13 @@ class World:
             self.store.release([job.id])
 
     def end(self) -> None:
-        """Everything that is due comes to an end, and nobody is late any more."""
+        """Plan and run everything that is due, until no tick is open."""
         self.clock.advance((self.latest - self.clock.now).total_seconds())
         for _ in range(500):
             self.plan()
             self.work(50)
             views = self.store.ticks(self.name, limit=300)
-            # What has become due meanwhile too: it may stand for what was missed before.
+            # This includes ticks that have come due meanwhile: they may replace ticks that were missed before.
             if not [view for view in views if not view.outcome and min(view.tick, view.due_at) <= self.clock.now]:
                 return
             self.clock.advance(1)
@@ -153,33 +153,33 @@ def check(world: World) -> None:
     if world.schedule.catch_up == "all" and not summed_up:
         assert set(past) == set(world.ran) | overlapped
     if world.schedule.catch_up == "latest" and past:
-        # The last of each row of missed ticks stands for the others.
+        # The last of several missed ticks replaces the others.
         assert past[-1] in {*world.ran, *overlapped}
     if world.schedule.catch_up == "skip":
         for tick, began in world.ran.items():
             ready = [world.schedule.due_at(tick)]
             if world.schedule.overlap == "queue":
-                # Whoever has waited for another run is not missed for that.
+                # A run that waited for another run is not missed.
                 ready += [end for other, end in ended.items() if other != tick and end <= began]
             assert began - max(ready) <= LATE
 
 
 def check_starts(world: World, views: list[TickView]) -> None:
-    """After each deploy comes a run, and there are not more runs than deploys; or none if none were asked for."""
+    """Check that each deploy is followed by a run, with no more runs than deploys; or by none without run_on_start."""
     deploys = world.starts.count("deploy")
     if not world.schedule.run_on_start:
         assert (world.starts, views) == (["deploy"] * deploys, [])
         return
     assert world.starts[-1] != "deploy"
-    ran = [moment for moment in world.starts if moment != "deploy"]
+    ran = [tick for tick in world.starts if tick != "deploy"]
     assert len(ran) <= deploys
-    assert {(view.tick, view.outcome) for view in views} == {(moment, "done") for moment in ran}
+    assert {(view.tick, view.outcome) for view in views} == {(tick, "done") for tick in ran}
 
 
 @pytest.mark.row(90)
 @pytest.mark.parametrize("catch_up", ["all", "latest", "skip"])
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
-def test_each_tick_becomes_what_its_policy_says(
+def test_the_outcome_of_each_tick_follows_its_policy(
     store: Any, clock: Clock, catch_up: CatchUp, overlap: Overlap
 ) -> None:
     is_real = type(store).__name__ != "MemoryStore"

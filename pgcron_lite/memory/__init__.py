@@ -1,3 +1,3 @@
-"""A queue in this process's memory, for tests and for trying things out."""
+"""The store in this process's memory, for tests and experiments."""
 
 from .store import MemoryStore as MemoryStore

@@ -13,7 +13,7 @@ from .tables import error_entry, serves
 
 
 class Admin(SchedulesTicks):
-    """The verbs of people."""
+    """Methods for operators."""
 
     def get(self, job_id: int) -> Job | None:
         with self._lock:
@@ -52,7 +52,7 @@ class Admin(SchedulesTicks):
             if job is None or job.state != "queued":
                 return False
             self._cancel(job, reason)
-            self._call_off([job_id])
+            self._close_unbegun([job_id])
             return True
 
     def retry(self, job_id: int) -> bool:
@@ -82,7 +82,7 @@ class Admin(SchedulesTicks):
             if job.state != "queued":
                 return False
             self._drop(job_id)
-            self._call_off([job_id])
+            self._close_unbegun([job_id])
             return True
 
     def clear(self, queue: str, limit: int = 1000) -> int:
@@ -91,7 +91,7 @@ class Admin(SchedulesTicks):
             cleared = sorted(waiting, key=lambda j: j.id)[:limit]
             for job in cleared:
                 self._cancel(job, "queue cleared")
-            self._call_off([job.id for job in cleared])
+            self._close_unbegun([job.id for job in cleared])
             return len(cleared)
 
     def pause(self, queue: str) -> None:
@@ -106,7 +106,7 @@ class Admin(SchedulesTicks):
         with self._lock:
             now = self.now()
             names = sorted({j.queue for j in self._jobs.values()} | set(self._paused))
-            return [self._view(name, now) for name in names]
+            return [self._queue_view(name, now) for name in names]
 
     def workers(self) -> list[WorkerView]:
         with self._lock:
@@ -137,15 +137,15 @@ class Admin(SchedulesTicks):
     def note_fact(self, name: str, value: str) -> None:
         self._facts[name] = value
 
-    # The lock is held.
+    # The caller of the methods below holds the lock.
 
     def _run_by(self, worker: uuid.UUID) -> tuple[tuple[int, str], ...]:
-        """Return the jobs that `worker` has run for longest."""
+        """Return the longest-running jobs of `worker`, as (id, task)."""
         running = [(j.claimed_at, j.id, j.task) for j in self._jobs.values() if j.worker == worker and j.claimed_at]
         return tuple((job_id, task) for _, job_id, task in sorted(running)[:RUNNING_SHOWN])
 
-    def _call_off(self, job_ids: Sequence[int]) -> None:
-        """Note with their ticks which planned runs will not begin."""
+    def _close_unbegun(self, job_ids: Sequence[int]) -> None:
+        """Record in the ticks of these jobs that their runs will not begin, and release the runs that waited."""
         self.close_ticks(job_ids, unbegun=True)
         self.release(job_ids)
 
@@ -154,7 +154,7 @@ class Admin(SchedulesTicks):
         errors = (*job.errors, error_entry(job, now, reason))
         self._end(job.changed(state="cancelled", finished_at=now, alone=False, errors=errors))
 
-    def _view(self, name: str, now: datetime) -> QueueView:
+    def _queue_view(self, name: str, now: datetime) -> QueueView:
         jobs = [j for j in self._jobs.values() if j.queue == name]
         due = [j for j in jobs if j.state == "queued" and j.execute_after <= now]
         oldest = min((j.execute_after for j in due), default=now)

@@ -1,4 +1,4 @@
-"""Jobs in memory: enqueueing, claiming and settling them, and the doorbell."""
+"""Enqueueing, claiming and settling jobs in memory, and the doorbell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tables import LATEST, Tables, serves, with_error
 
 
 class Enqueueing(Tables):
-    """The verb of producers, and the doorbell."""
+    """Methods for producers, and the doorbell."""
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
         super().__init__(clock)
@@ -30,20 +30,20 @@ class Enqueueing(Tables):
         for bell in list(self._bells):
             bell()
 
-    def open_bell(self, tell: Callable[[], None]) -> MemoryBell:
-        """The doorbell as one worker hears it; `tell` ends that worker's sleep."""
-        return MemoryBell(self._bells, tell)
+    def open_bell(self, wake: Callable[[], None]) -> MemoryBell:
+        """Return one worker's end of the doorbell; `wake` ends that worker's sleep."""
+        return MemoryBell(self._bells, wake)
 
 
 class Claiming(Tables):
-    """The verbs of a worker that looks for work."""
+    """Methods that claim jobs."""
 
     def claim(
         self, worker: uuid.UUID, claim: uuid.UUID, queues: Sequence[str], tasks: Sequence[str], limit: int
     ) -> list[Job]:
         with self._lock:
             now = self.now()
-            due = [j for j in self._offered(queues, tasks, now) if not j.alone]
+            due = [j for j in self._claimable(queues, tasks, now) if not j.alone]
             return [self._take(j, worker, claim, now) for j in sorted(due, key=_order)[:limit]]
 
     def claim_suspect(
@@ -53,7 +53,7 @@ class Claiming(Tables):
             if not self._suspects:
                 return None
             now = self.now()
-            first = next((j for j in self._offered(queues, tasks, now) if j.alone), None)
+            first = next((j for j in self._claimable(queues, tasks, now) if j.alone), None)
             return None if first is None else self._take(first, worker, claim, now)
 
     def held(self, worker: uuid.UUID, claim: uuid.UUID) -> list[Job]:
@@ -61,7 +61,7 @@ class Claiming(Tables):
             return sorted((j for j in self._running() if j.worker == worker and j.claim == claim), key=_order)
 
     def start_over(self) -> None:
-        """The next claim looks at everything. Here every claim does."""
+        """Let the next claim search the whole queue. In memory every claim does."""
 
     def next_due(self, queues: Sequence[str], tasks: Sequence[str]) -> float | None:
         with self._lock:
@@ -75,7 +75,7 @@ class Claiming(Tables):
 
     def suspects_due(self, queues: Sequence[str], tasks: Sequence[str]) -> bool:
         with self._lock:
-            return bool(self._suspects) and any(j.alone for j in self._offered(queues, tasks, self.now()))
+            return bool(self._suspects) and any(j.alone for j in self._claimable(queues, tasks, self.now()))
 
     def _take(self, job: Job, worker: uuid.UUID, claim: uuid.UUID, now: datetime) -> Job:
         taken = job.changed(
@@ -89,16 +89,16 @@ def _order(job: Job) -> tuple[int, datetime, int]:
 
 
 class Settling(Tables):
-    """The verbs that end a claim, and the one that forgets what ended long ago."""
+    """Methods that end a claim, and `prune`, which deletes old history."""
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
         with self._lock:
-            # A claim ends once: of two outcomes for it the first counts.
+            # A claim ends once: the first of two outcomes for it counts.
             once = {(o.id, o.claim): o for o in reversed(outcomes)}
             return {o.id for o in once.values() if self._settle(o)}
 
     def complete(self, job_id: int, claim: uuid.UUID, result: str | None) -> bool:
-        """End a running job from within its task."""
+        """Complete a running job from within its task. Return False if `claim` no longer holds it."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None or job.state != "running" or job.claim != claim:
@@ -114,12 +114,12 @@ class Settling(Tables):
                 self._erase(job_id)
             return len(old)
 
-    # The lock is held.
+    # The caller of the methods below holds the lock.
 
     def _settle(self, outcome: Outcome) -> bool:
         job = self._jobs.get(outcome.id)
         if job is None or job.state != "running" or job.claim != outcome.claim:
-            # Our own earlier write may have ended it, or queued it again.
+            # An earlier write of this outcome may already have ended the job, or queued it again.
             ended = self._history.get(outcome.id)
             if outcome.state == "queued":
                 now = job or ended
@@ -145,13 +145,13 @@ class Settling(Tables):
             attempt=job.attempt - outcome.gives_back, alone=job.alone and outcome.gives_back,
         )
 
-    def _older(self, state: State, moment: datetime, limit: int) -> list[int]:
+    def _older(self, state: State, time: datetime, limit: int) -> list[int]:
         ends = self._ends[state]
-        return [job_id for _, job_id in ends[: min(limit, bisect.bisect_left(ends, (moment, 0)))]]
+        return [job_id for _, job_id in ends[: min(limit, bisect.bisect_left(ends, (time, 0)))]]
 
 
 class Pipelining(Claiming, Settling):
-    """The verbs of a worker whose jobs are short."""
+    """The pipelined settle and claim, for workers with short jobs."""
 
     @contextmanager
     def settle_and_claim(
@@ -171,14 +171,14 @@ class Pipelining(Claiming, Settling):
 
 
 class MemoryBell:
-    """The doorbell within one process: a ring ends the worker's sleep."""
+    """A doorbell within one process. A ring ends the worker's sleep."""
 
     is_live = True
     busy_seconds = 0.0
 
-    def __init__(self, bells: list[Callable[[], None]], tell: Callable[[], None]) -> None:
+    def __init__(self, bells: list[Callable[[], None]], wake: Callable[[], None]) -> None:
         self._bells = bells
-        self._tell = tell
+        self._wake = wake
         self._rung = True
         bells.append(self._ring)
 
@@ -190,14 +190,14 @@ class MemoryBell:
         return rung, 3600.0
 
     def cut(self) -> None:
-        """There is no statement that could hang."""
+        """Do nothing: no statement can hang."""
 
     def rest(self, seconds: float) -> None:
-        """There is no connection that others could need."""
+        """Do nothing: there is no connection to lend."""
 
     def close(self) -> None:
         self._bells.remove(self._ring)
 
     def _ring(self) -> None:
         self._rung = True
-        self._tell()
+        self._wake()

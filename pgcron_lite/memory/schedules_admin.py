@@ -11,12 +11,12 @@ from .schedules_tables import ScheduleRow, TickRow
 
 
 class SchedulesAdmin(Declarations):
-    """The verbs of people, about schedules."""
+    """Methods for operators, about schedules."""
 
     def schedules(self, name: str | None = None) -> list[ScheduleView]:
         with self._lock:
             rows = [row for row in self._schedules.values() if name in (None, row.name)]
-            return [self._seen(row) for row in sorted(rows, key=lambda row: row.name)]
+            return [self._schedule_view(row) for row in sorted(rows, key=lambda row: row.name)]
 
     def ticks(
         self, schedule: str, *, before: datetime | None = None, until: datetime | None = None, limit: int = 50
@@ -28,7 +28,7 @@ class SchedulesAdmin(Declarations):
                 if (before is None or tick.tick < before)
                 and (until is None or tick.tick <= until or tick.outcome is not None)
             ]
-            return [_tick_seen(tick) for tick in sorted(rows, key=lambda tick: tick.tick, reverse=True)[:limit]]
+            return [_tick_view(tick) for tick in sorted(rows, key=lambda tick: tick.tick, reverse=True)[:limit]]
 
     def put_schedule(
         self, name: str, app: str, definition: str, *, replace: bool
@@ -57,7 +57,7 @@ class SchedulesAdmin(Declarations):
                 return "code"
             self._withdraw(row, entirely=True, why="the schedule was removed")
             del self._schedules[name]
-            self._reinstate(name)
+            self._restore_declared(name)
             return "removed"
 
     def pause_schedule(self, name: str) -> bool:
@@ -80,7 +80,7 @@ class SchedulesAdmin(Declarations):
             row.plan_at = self.now() if row.retired_at is None else None
             return True
 
-    def _seen(self, row: ScheduleRow) -> ScheduleView:
+    def _schedule_view(self, row: ScheduleRow) -> ScheduleView:
         ticks = self._ticks.get(row.name, {}).values()
         waiting = (tick for tick in ticks if tick.is_waiting)
         following = min(waiting, key=lambda tick: (self._is_outdated(tick), tick.order), default=None)
@@ -94,7 +94,7 @@ class SchedulesAdmin(Declarations):
         )
 
 
-def _tick_seen(tick: TickRow) -> TickView:
+def _tick_view(tick: TickRow) -> TickView:
     return TickView(
         tick.schedule, tick.tick, tick.kind, tick.due_at, tick.planned_at, tick.started_at, tick.finished_at,
         tick.outcome, tick.reason, tick.job_id,

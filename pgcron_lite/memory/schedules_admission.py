@@ -1,6 +1,6 @@
-"""The judgement of one schedule's due ticks: which may begin, wait, or will not run.
+"""Admission of one schedule's due ticks: each begins, waits or is skipped.
 
-`pgcron.due_ticks` and `pgcron.admit` say the same; the differential test compares them.
+`pgcron.due_ticks` and `pgcron.admit` are the same rules in SQL; the differential test compares the two.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..durations import in_utc
 from ..schedules.ticks import LATE, MAX_LEFT_DUE, MAX_WAITING, MAX_WAITING_FOR_ALL
 from .schedules_tables import ScheduleRow, TickRow
 
-# What is to be done about a run that is due, and why not to run it.
-Decision = tuple[Literal["go", "wait", "skip", "over"], str | None]
+# The decision on a due run, and the reason if it is skipped.
+Decision = tuple[Literal["go", "wait", "skip", "ended"], str | None]
 
 REMOVED = "the schedule was removed"
 
 
 class Decisions:
-    """The open ticks of a schedule at one moment. Nothing is written here."""
+    """Decisions on the open ticks of a schedule at one point in time. Writes nothing."""
 
     def __init__(
         self,
@@ -35,28 +35,29 @@ class Decisions:
         now: datetime,
     ) -> None:
         self._row, self._ticks, self._last_end, self._now = row, ticks, last_end, now
-        # Jobs of outdated runs, which are in no other's way, but for those that a worker has claimed and asks about.
+        # Jobs of outdated runs, and the jobs that a worker has claimed and requests admission for. An outdated run
+        # does not block other runs unless it is among the latter.
         self._outdated, self._asked = outdated, asked
         self._due = sorted(
             (tick for tick in still_open if tick.due_at <= now and tick.job_id in jobs), key=lambda tick: tick.order
         )
         self._is_running = any(tick.started_at is not None and tick.job_id not in outdated for tick in still_open)
-        # An outdated tick stands for no other than its like.
+        # An outdated tick replaces only missed ticks that are outdated too.
         of_timing = [tick for tick in self._due if tick.kind == "tick"]
         self._newest_of_all = max((tick.tick for tick in of_timing), default=now)
         self._newest = max((tick.tick for tick in of_timing if tick.job_id not in outdated), default=now)
 
     def of(self, tick: TickRow) -> Decision:
-        """Return the verdict on `tick`: it begins, waits or is skipped, and why."""
-        fate = self._fate(tick)
-        if fate is not None:
-            return "skip", fate
-        overlap, catch_up = self._row.said["overlap"], self._row.said["catch_up"]
+        """Return the decision on `tick`: it begins, waits or is skipped, and why it is skipped."""
+        reason = self._skip_reason(tick)
+        if reason is not None:
+            return "skip", reason
+        overlap, catch_up = self._row.options["overlap"], self._row.options["catch_up"]
         if tick.started_at is not None or overlap == "allow":
             return "go", None
         before = [
-            other for other in self._going
-            if other is not tick and not self._is_passed(other)
+            other for other in self._runnable
+            if other is not tick and not self._is_overtaken(other)
             and (other.started_at is not None or other.order < tick.order)
         ]
         if not before:
@@ -65,71 +66,74 @@ class Decisions:
             waiting = sum(
                 other.is_fresh and other.order < tick.order and other.job_id not in self._outdated for other in before
             )
-            is_full = tick.is_fresh and tick.job_id not in self._outdated and waiting >= self._most
-            return ("skip", self._full) if is_full else ("wait", None)
-        # Runs that were asked for, by hand or to catch up with all, are not dropped; they take turns.
+            is_full = tick.is_fresh and tick.job_id not in self._outdated and waiting >= self._max_waiting
+            return ("skip", self._queue_full) if is_full else ("wait", None)
+        # Runs that a user or catch_up="all" requests are never skipped; they run one after the other.
         if tick.kind != "tick" or (catch_up == "all" and self._takes_turns(tick, before)):
             return "wait", None
         return "skip", f"overlap: the run of {in_utc(before[0].tick)} was still going on"
 
-    def left_out(self) -> list[tuple[TickRow, str]]:
-        """The waiting ticks that would not be let in, and why: none if all came due a moment ago."""
+    def refused(self) -> list[tuple[TickRow, str]]:
+        """Return the waiting ticks that would be skipped, with the reasons; [] if none has been due for `LATE`."""
         due = [tick for tick in self._due if tick.is_waiting and tick.kind == "tick"]
         if not any(tick.due_at + LATE < self._now for tick in due):
             return []
-        fates = [(tick, self._fate(tick)) for tick in due]
-        going = [tick for tick, fate in fates if fate is None]
-        queues, all_run = self._row.said["overlap"] == "queue", self._row.said["catch_up"] == "all"
-        fresh = [tick for tick in going if tick.is_fresh and tick.job_id not in self._outdated]
-        full = fresh[self._most :] if queues else []
-        too_many = going[:-MAX_LEFT_DUE] if all_run else []
-        reason = f"missed, and {MAX_LEFT_DUE} later ones as well"
+        reasons = [(tick, self._skip_reason(tick)) for tick in due]
+        runnable = [tick for tick, reason in reasons if reason is None]
+        queues, all_run = self._row.options["overlap"] == "queue", self._row.options["catch_up"] == "all"
+        fresh = [tick for tick in runnable if tick.is_fresh and tick.job_id not in self._outdated]
+        full = fresh[self._max_waiting :] if queues else []
+        too_many = runnable[:-MAX_LEFT_DUE] if all_run else []
+        too_many_reason = f"missed, and {MAX_LEFT_DUE} later ones as well"
         return [
-            *((tick, fate) for tick, fate in fates if fate is not None),
-            *((tick, self._full) for tick in full),
-            *((tick, reason) for tick in too_many if tick not in full),
+            *((tick, reason) for tick, reason in reasons if reason is not None),
+            *((tick, self._queue_full) for tick in full),
+            *((tick, too_many_reason) for tick in too_many if tick not in full),
         ]
 
-    def passed(self) -> list[TickRow]:
-        """The runs that had begun, and lose their place to one that begins now."""
-        if self._row.said["overlap"] == "allow":
+    def overtaken(self) -> list[TickRow]:
+        """Return the outdated runs that had begun and are queued again; a run that begins now takes their place."""
+        if self._row.options["overlap"] == "allow":
             return []
-        return [tick for tick in self._due if tick.started_at is not None and self._is_passed(tick)]
+        return [tick for tick in self._due if tick.started_at is not None and self._is_overtaken(tick)]
 
     def is_late(self, tick: TickRow) -> bool:
-        """Return True if the run begins, or began, so late that it makes up for a missed one."""
+        """Return True if the run begins, or began, so late that it counts as a missed run that is caught up."""
         return (tick.started_at or self._now) > self.ready_at(tick) + LATE
 
     def ready_at(self, tick: TickRow) -> datetime:
-        """The earliest time it could begin: runs that take turns begin after the run before."""
-        takes_turns = self._row.said["overlap"] == "queue" or (
-            self._row.said["overlap"] == "skip" and tick.kind != "tick"
+        """Return the earliest time at which it can begin: for runs one after the other, the end of the run before."""
+        takes_turns = self._row.options["overlap"] == "queue" or (
+            self._row.options["overlap"] == "skip" and tick.kind != "tick"
         )
         return max(tick.due_at, self._last_end) if takes_turns and self._last_end is not None else tick.due_at
 
-    def _fate(self, tick: TickRow) -> str | None:
-        """Return the reason to skip a due run whatever the others do; None if there is none."""
-        said, now = self._row.said, self._now
+    def _skip_reason(self, tick: TickRow) -> str | None:
+        """Return the reason to skip a due run regardless of other runs, or None."""
+        options, now = self._row.options, self._now
         if tick.started_at is not None or tick.kind != "tick":
             return None
         if self._row.paused_at is not None:
             return "paused"
         if self._row.retired_at is not None:
             return REMOVED
-        if "start_within" in said and now > tick.due_at + timedelta(seconds=said["start_within"]):
+        if "start_within" in options and now > tick.due_at + timedelta(seconds=options["start_within"]):
             return "too late"
-        if said["overlap"] == "queue" and (self._is_running or now <= self.ready_at(tick) + LATE):
-            # Its turn has come, or comes when the run under way has ended: it is no missed one.
+        if options["overlap"] == "queue" and (self._is_running or now <= self.ready_at(tick) + LATE):
+            # It can begin now, or when the current run ends. So it is not missed.
             return None
-        if said["catch_up"] == "skip" and now > tick.due_at + LATE:
+        if options["catch_up"] == "skip" and now > tick.due_at + LATE:
             return "missed"
         newest = self._newest_of_all if tick.job_id in self._outdated else self._newest
-        if said["catch_up"] == "latest" and tick.tick < newest:
+        if options["catch_up"] == "latest" and tick.tick < newest:
             return "missed; a later tick stands for it"
         return None
 
     def _takes_turns(self, tick: TickRow, before: Sequence[TickRow]) -> bool:
-        """With catch_up="all": a tick that is late, or comes after runs that are late or were delayed by such."""
+        """Return True if a tick with catch_up="all" waits for the runs before it instead of being skipped.
+
+        This is so if it is late, or if a run before it is late or was delayed by a late run.
+        """
         if tick.planned_at > tick.due_at or self._now > tick.due_at + LATE:
             return True
         return any(
@@ -147,18 +151,18 @@ class Decisions:
         last = max(ran, key=lambda other: other.tick, default=None)
         return last is not None and last.finished_at is not None and last.finished_at > tick.due_at
 
-    def _is_passed(self, tick: TickRow) -> bool:
+    def _is_overtaken(self, tick: TickRow) -> bool:
         return tick.job_id in self._outdated and tick.job_id not in self._asked
 
     @cached_property
-    def _going(self) -> list[TickRow]:
-        """The runs that go on, or will begin when it is their turn."""
-        return [tick for tick in self._due if self._fate(tick) is None]
+    def _runnable(self) -> list[TickRow]:
+        """The due runs that are in progress or may still begin."""
+        return [tick for tick in self._due if self._skip_reason(tick) is None]
 
     @property
-    def _most(self) -> int:
-        return MAX_WAITING_FOR_ALL if self._row.said["catch_up"] == "all" else MAX_WAITING
+    def _max_waiting(self) -> int:
+        return MAX_WAITING_FOR_ALL if self._row.options["catch_up"] == "all" else MAX_WAITING
 
     @property
-    def _full(self) -> str:
-        return f"overlap: {self._most} runs were waiting already"
+    def _queue_full(self) -> str:
+        return f"overlap: {self._max_waiting} runs were waiting already"

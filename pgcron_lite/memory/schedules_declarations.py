@@ -1,4 +1,4 @@
-"""What code declares, and what of it is in force: that of the workers that live."""
+"""Schedules declared in code. Those of the code of live workers are in force."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..schedules.ticks import Change
 from ..schedules.timing import MICROSECOND
 from .schedules_tables import ScheduleRow, SchedulesTables
 
-# A schedule that nobody's code declared for longer than this begins anew.
+# A schedule that no live worker's code has declared for longer than this starts afresh: no tick is caught up.
 RESTART = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a generation of an app's code says about one schedule."""
+    """One schedule as a generation of an app's code declares it."""
 
     name: str
     definition: str
@@ -30,11 +30,11 @@ class Declaration:
 
 
 class Declarations(SchedulesTables):
-    """The verbs of code that comes to life."""
+    """Methods for the code of starting workers."""
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
         super().__init__(clock)
-        # The oldest first: the app, and what it declares.
+        # Oldest first: the app, and the definitions that it declares.
         self._generations: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._in_force: list[str] = []
 
@@ -44,11 +44,11 @@ class Declarations(SchedulesTables):
 
     def reconcile(self) -> list[Change]:
         with self._lock:
-            living = self._living()
+            living = self._live_generations()
             if living == self._in_force:
                 return []
-            declared = self._said_by(living)
-            changes = [self._bring(declared[name]) for name in sorted(declared)]
+            declared = self._declared_by(living)
+            changes = [self._apply(declared[name]) for name in sorted(declared)]
             apps = {self._generations[generation][0] for generation in living}
             gone = [
                 row for row in self._schedules.values()
@@ -58,38 +58,38 @@ class Declarations(SchedulesTables):
             self._in_force = living
             return [change for change in changes if change is not None]
 
-    # What the verbs share; the lock is held.
+    # Shared by other methods. The caller holds the lock.
 
     def _plan_in(self, now: datetime) -> float | None:
-        """Seconds until a planner has something to do."""
-        if self._living() != self._in_force:
+        """Return the seconds until a planner has something to do, or None."""
+        if self._live_generations() != self._in_force:
             return 0.0
         first = self._planning.first
         return None if first is None else (first - now).total_seconds()
 
-    def _reinstate(self, name: str) -> None:
-        """Code that declares a schedule of this name, and had to stand back, is in its place now."""
-        # Code whose workers are away for the moment brings no news when it comes back.
-        declared = self._said_by([*self._living(), *self._in_force])
+    def _restore_declared(self, name: str) -> None:
+        """Apply the declaration of this name in code, which a schedule made at run time had kept out."""
+        # `_in_force` is included because workers that are absent for a moment change nothing when they come back.
+        declared = self._declared_by([*self._live_generations(), *self._in_force])
         if name in declared:
-            self._bring(declared[name], starts=False)
+            self._apply(declared[name], starts=False)
 
-    def _living(self) -> list[str]:
+    def _live_generations(self) -> list[str]:
         return sorted({pulse.card.generation for pulse in self._workers.values() if pulse.card.generation})
 
-    def _said_by(self, generations: Iterable[str]) -> dict[str, Declaration]:
-        """What these say about each schedule; of two that speak of the same one, the newer."""
+    def _declared_by(self, generations: Iterable[str]) -> dict[str, Declaration]:
+        """Return the declarations of these generations by name; for the same name, that of the newest generation."""
         return {
             name: Declaration(name, definition, generation, app)
             for generation, (app, definitions) in self._generations.items() if generation in generations
             for name, definition in definitions.items()
         }
 
-    def _bring(self, declared: Declaration, *, starts: bool = True) -> Change | None:
-        """Bring it into force; with the run it asks for if its code has just come to life, or without."""
+    def _apply(self, declared: Declaration, *, starts: bool = True) -> Change | None:
+        """Put a declaration into force. With `starts`, newly started code also gets its run for `run_on_start`."""
         row, now = self._schedules.get(declared.name), self.now()
         starts = starts and declared.generation not in self._in_force and declared.runs_on_start
-        starts_at = self._free_moment(declared.name, now) if starts else None
+        starts_at = self._free_instant(declared.name, now) if starts else None
         if row is None:
             row = self._insert(declared.name, "code", declared.app, declared.definition)
             row.generation, row.starts_at = declared.generation, starts_at
@@ -101,14 +101,14 @@ class Declarations(SchedulesTables):
             return None if starts_at is None else self._start(row, starts_at, now)
         return self._change(row, declared, starts_at, now)
 
-    def _free_moment(self, schedule: str, now: datetime) -> datetime:
-        """A moment that is no other run's, also where the clock stands still, as in tests."""
+    def _free_instant(self, schedule: str, now: datetime) -> datetime:
+        """Return an instant that is not another run's tick, even if the clock stands still, as in tests."""
         near = [tick for tick in self._ticks.get(schedule, ()) if now <= tick <= now + timedelta(milliseconds=1)]
         return max(near) + MICROSECOND if near else now
 
     def _start(self, row: ScheduleRow, starts_at: datetime, now: datetime) -> Change:
-        if row.said.get("after_finish"):
-            # The run at the start is the next one, and the one after it counts from its end.
+        if row.options.get("after_finish"):
+            # The run at the start replaces the next one, and the tick after it counts from its end.
             self._withdraw(row, entirely=False, why="the code was started")
         row.plan_at, row.starts_at, row.revision = now, starts_at, row.revision + 1
         return Change(row.name, "started")

@@ -1,4 +1,4 @@
-"""Ticks that are due: whether their jobs may begin, what became of them, and whether somebody ought to be told."""
+"""Admission and end of the jobs of ticks, and alarms for runs that are missed or late."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .schedules_tables import ScheduleRow, SchedulesTables, TickRow
 
 
 class SchedulesTicks(SchedulesTables):
-    """The verbs of workers that run the jobs of ticks."""
+    """Methods for workers that run the jobs of ticks."""
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
         super().__init__(clock)
-        # Schedules that may have a tick that is missed or late.
+        # Names of schedules that may have a tick that is missed or late.
         self._overdue: set[str] = set()
 
     def admit(self, job_ids: Sequence[int]) -> dict[int, Admission]:
         with self._lock:
             now = self.now()
             mine = {job_id: self._tick_of[job_id] for job_id in job_ids if job_id in self._tick_of}
-            # All are judged before anything is written, as one statement would.
-            of = {
-                schedule: self._verdicts(schedule, now, mine)
+            # All are decided before anything is written, as in a single SQL statement.
+            by_schedule = {
+                schedule: self._decisions(schedule, now, mine)
                 for schedule in {tick.schedule for tick in mine.values()}
             }
-            judged = [(job_id, tick, self._judged(tick, of[tick.schedule])) for job_id, tick in mine.items()]
-            for _, tick, ((what, _), _, _) in judged:
-                decisions = of[tick.schedule] if what == "go" and tick.started_at is None else None
-                for passed in [] if decisions is None else decisions.passed():
-                    self._lose_place(passed)
-            return {job_id: self._admitted(tick, *verdict, now) for job_id, tick, verdict in judged}
+            decided = [(job_id, tick, self._decide(tick, by_schedule[tick.schedule])) for job_id, tick in mine.items()]
+            for _, tick, ((what, _), _, _) in decided:
+                decisions = by_schedule[tick.schedule] if what == "go" and tick.started_at is None else None
+                for overtaken in [] if decisions is None else decisions.overtaken():
+                    self._undo_begin(overtaken)
+            return {job_id: self._admission(tick, *decision, now) for job_id, tick, decision in decided}
 
     def close_ticks(self, job_ids: Sequence[int], *, unbegun: bool = False) -> list[Closing]:
         with self._lock:
@@ -63,7 +63,7 @@ class SchedulesTicks(SchedulesTables):
             self._find_overdue(now)
             alarms = self._alarms(now)
             self.release()
-            self._leave_out_overdue(now)
+            self._skip_overdue(now)
             self._plan_past_outdated()
             return closings, alarms
 
@@ -79,32 +79,32 @@ class SchedulesTicks(SchedulesTables):
         with self._lock:
             before = self.now() - keep
             old = 0
-            for moment, tick in self._by_age.take(before - MICROSECOND):
+            for time, tick in self._by_age.take(before - MICROSECOND):
                 if tick.outcome is None or old == limit:
-                    self._by_age.add(moment, tick)
+                    self._by_age.add(time, tick)
                 else:
-                    self._forget(tick)
+                    self._delete_tick(tick)
                     old += 1
             return old
 
-    # May it begin? The lock is held, from here on.
+    # Admission. The caller of all methods below holds the lock.
 
-    def _judged(self, tick: TickRow, verdicts: Decisions | None) -> tuple[Decision, bool, datetime]:
-        """What is to be done about it, whether it is late, and when it could have begun."""
+    def _decide(self, tick: TickRow, decisions: Decisions | None) -> tuple[Decision, bool, datetime]:
+        """Return the decision on a tick, whether it is late, and the earliest time at which it could have begun."""
         if tick.outcome == "skipped":
             return ("skip", tick.reason), False, tick.due_at
-        if verdicts is None and tick.is_waiting and tick.kind == "tick":
+        if decisions is None and tick.is_waiting and tick.kind == "tick":
             return ("skip", REMOVED), False, tick.due_at
-        if tick.outcome is not None or verdicts is None:
-            return ("over", None), False, tick.due_at
-        return verdicts.of(tick), verdicts.is_late(tick), verdicts.ready_at(tick)
+        if tick.outcome is not None or decisions is None:
+            return ("ended", None), False, tick.due_at
+        return decisions.of(tick), decisions.is_late(tick), decisions.ready_at(tick)
 
-    def _verdicts(self, schedule: str, now: datetime, asked: Container[int | None] = ()) -> Decisions | None:
+    def _decisions(self, schedule: str, now: datetime, asked: Container[int | None] = ()) -> Decisions | None:
         row = self._schedules.get(schedule)
         if row is None:
             return None
         still_open = self._open_ticks.get(schedule, {}).values()
-        # A run may have ended and its end not be noted yet.
+        # A run may have ended while its end is not recorded yet.
         over = [self._history.get(tick.job_id or 0) for tick in still_open if tick.started_at is not None]
         ends = [row.last_end, *(job.finished_at for job in over if job is not None)]
         last_end = max((end for end in ends if end is not None), default=None)
@@ -113,34 +113,34 @@ class SchedulesTicks(SchedulesTables):
             row, self._ticks.get(schedule, {}).values(), still_open, self._jobs, outdated, asked, last_end, now
         )
 
-    def _admitted(
-        self, tick: TickRow, verdict: Decision, is_late: bool, ready_at: datetime, now: datetime
+    def _admission(
+        self, tick: TickRow, decision: Decision, is_late: bool, ready_at: datetime, now: datetime
     ) -> Admission:
-        what, reason = verdict
-        if what == "over":
+        what, reason = decision
+        if what == "ended":
             return Admission(kind=tick.kind)
         if what == "skip":
             if tick.outcome is None:
-                self._over(tick, "skipped", now, reason)
+                self._finish_tick(tick, "skipped", now, reason)
                 if tick.schedule in self._schedules:
-                    _give_back(self._schedules[tick.schedule], now)
+                    _uncount_run(self._schedules[tick.schedule], now)
             return Admission(refusal=reason)
         if what == "go" and tick.started_at is None:
             self._begin(tick, now, ready_at - tick.due_at)
         row = self._schedules.get(tick.schedule)
         wait = ASK_AGAIN.total_seconds() if what == "wait" else None
-        return Admission(self._previous(tick), tick.kind, is_late, wait, ping=row.said.get("ping") if row else None)
+        return Admission(self._previous(tick), tick.kind, is_late, wait, ping=row.options.get("ping") if row else None)
 
     def _previous(self, tick: TickRow) -> datetime | None:
-        """The last tick before it that ended well."""
+        """Return the last tick before it whose job is done, or None."""
         done = self._done.get(tick.schedule, [])
         place = bisect.bisect_left(done, tick.tick)
         return done[place - 1] if place else None
 
     def _release_next(self, schedule: str) -> bool:
-        """Make the next run due that only waits for its turn. Runs that are under way come first.
+        """Make the next waiting run of a schedule due, unless one is in progress. Return True if there is one.
 
-        The first outdated one waits for them as well, but nothing waits for it.
+        The first outdated run waits for a run in progress too, but no other run waits for it.
         """
         now = self.now()
         due = [
@@ -164,63 +164,63 @@ class SchedulesTicks(SchedulesTables):
         self._keep(job.changed(execute_after=now))
         return True
 
-    # What became of it?
+    # The end of a run
 
     def _closed(self, tick: TickRow) -> Closing | None:
         job = self._history.get(tick.job_id or 0)
         state = "deleted" if job is None else job.state
-        is_called_off = tick.kind == "tick" and tick.is_waiting and state in ("cancelled", "deleted")
+        is_withdrawn = tick.kind == "tick" and tick.is_waiting and state in ("cancelled", "deleted")
         # A failed job may have been queued again by hand.
         if tick.outcome is not None and not (tick.outcome in ("failed", "cancelled") and state == "done"):
             return None
         ended_at = self.now() if job is None or job.finished_at is None else job.finished_at
-        self._over(tick, state, ended_at)
+        self._finish_tick(tick, state, ended_at)
         seconds = None if job is None or tick.started_at is None else (ended_at - tick.started_at).total_seconds()
         row = self._schedules.get(tick.schedule)
         if row is None:
             return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds)
         goes_on = self._goes_on(row, ended_at)
-        if is_called_off:
-            # A run that was cancelled before it began is none, and the next one is to be found.
+        if is_withdrawn:
+            # A run that was cancelled before it began does not count, and the next tick has to be decided.
             row.runs = max(0, row.runs - 1)
             row.plan_at = self.now() if row.retired_at is None else row.plan_at
         recovered = state == "done" and row.alarm_tick is not None and tick.tick >= row.alarm_tick
         if recovered:
             row.alarm = row.alarm_tick = None
-        ping = row.said.get("ping")
+        ping = row.options.get("ping")
         return Closing(tick.schedule, tick.tick, tick.job_id or 0, state, seconds, ping, recovered, goes_on)
 
     def _goes_on(self, row: ScheduleRow, ended_at: datetime) -> bool:
-        """Note that a run has ended. Does the next tick count from it?"""
+        """Record the end of a run. Return True if the next tick counts from it."""
         row.last_end = max(row.last_end or ended_at, ended_at)
         row.revision += 1
-        goes_on = row.retired_at is None and bool(row.said["after_finish"])
+        goes_on = row.retired_at is None and bool(row.options["after_finish"])
         if goes_on:
             row.plan_at = self.now()
         return goes_on
 
-    # Ticks that no worker asks about
+    # Ticks that no worker claims
 
-    def _leave_out_overdue(self, now: datetime) -> None:
-        """Skip the ticks that have been due for a while and would not be let in any more."""
+    def _skip_overdue(self, now: datetime) -> None:
+        """Skip the ticks that have been due for a while and would not be admitted any more."""
         for name in sorted(self._overdue & self._schedules.keys()):
-            verdicts = self._verdicts(name, now)
-            for tick, reason in [] if verdicts is None else verdicts.left_out():
-                self._leave_out(self._schedules[name], tick, reason, now)
+            decisions = self._decisions(name, now)
+            for tick, reason in [] if decisions is None else decisions.refused():
+                self._skip_waiting(self._schedules[name], tick, reason, now)
 
-    def _leave_out(self, row: ScheduleRow, tick: TickRow, reason: str, now: datetime) -> None:
+    def _skip_waiting(self, row: ScheduleRow, tick: TickRow, reason: str, now: datetime) -> None:
         job = self._jobs[tick.job_id or 0]
         if job.state != "queued" or job.attempt != 0:
             return
         self._drop(job.id)
-        self._over(tick, "skipped", now, reason)
+        self._finish_tick(tick, "skipped", now, reason)
         row.runs, row.revision = max(0, row.runs - 1), row.revision + 1
         row.plan_at = None if row.retired_at is not None else row.plan_at or now
 
-    # Ought somebody to be told?
+    # Alarms
 
     def _close_gone(self) -> list[Closing]:
-        """Close the runs whose end nobody noted."""
+        """Close the runs whose end was not recorded."""
         closings = self.close_ticks(
             [job_id for job_id in self._gone if job_id in self._tick_of and self._tick_of[job_id].outcome is None]
         )
@@ -252,13 +252,13 @@ class SchedulesTicks(SchedulesTables):
 
     def _missed_or_late(self, row: ScheduleRow, now: datetime) -> Iterator[Alarm]:
         still_open = self._open_ticks.get(row.name, {}).values()
-        # A run may have to wait for its turn; then the run before it may be late.
-        is_taken = any(tick.started_at is not None for tick in still_open) or (
+        # A run that waits for the run before it is not missed. The run before it may be late instead.
+        is_busy = any(tick.started_at is not None for tick in still_open) or (
             row.last_end is not None and row.last_end + LATE >= now
         )
         for tick in still_open:
             if _is_overdue(tick, now):
-                if (is_taken and _takes_turns(row, tick)) or (self._is_outdated(tick) and self._is_passed(tick)):
+                if (is_busy and _takes_turns(row, tick)) or (self._is_outdated(tick) and self._is_overtaken(tick)):
                     continue
                 yield Alarm(row.name, tick.tick, "missed", tick.job_id)
             elif tick.started_at is not None and tick.late_at is not None and tick.late_at < now:
@@ -266,20 +266,19 @@ class SchedulesTicks(SchedulesTables):
         if row.plan_at is not None and _is_unplanned(row.plan_at, now):
             yield Alarm(row.name, row.plan_at, "missed", None)
 
-
-    def _is_passed(self, tick: TickRow) -> bool:
+    def _is_overtaken(self, tick: TickRow) -> bool:
         """Return True if a newer run has begun in its place."""
         return any(
             other.tick > tick.tick and other.started_at is not None for other in self._ticks[tick.schedule].values()
         )
 
     def _plan_past_outdated(self) -> None:
-        """Have the next tick decided where only an outdated run is left, whose end a schedule would count from."""
+        """Plan the next tick of after_finish schedules whose only open run is outdated, so may never end."""
         for name, still_open in self._open_ticks.items():
             row = self._schedules.get(name)
             if (
                 still_open and row is not None and row.plan_at is None and row.retired_at is None
-                and row.said.get("after_finish") and all(self._is_outdated(tick) for tick in still_open.values())
+                and row.options.get("after_finish") and all(self._is_outdated(tick) for tick in still_open.values())
             ):
                 row.plan_at = self.now()
 
@@ -289,19 +288,19 @@ def _is_overdue(tick: TickRow, now: datetime) -> bool:
 
 
 def _takes_turns(row: ScheduleRow, tick: TickRow) -> bool:
-    """Return True if the run waits while another of its schedule goes on, and is not skipped for that."""
-    overlap = row.said["overlap"]
-    return overlap == "queue" or (overlap == "skip" and (tick.kind != "tick" or row.said["catch_up"] == "all"))
+    """Return True if the run waits while another run of its schedule is in progress, and is not skipped."""
+    overlap = row.options["overlap"]
+    return overlap == "queue" or (overlap == "skip" and (tick.kind != "tick" or row.options["catch_up"] == "all"))
 
 
-def _give_back(row: ScheduleRow, now: datetime) -> None:
-    """A run that is left out counts for none of `max_runs`."""
+def _uncount_run(row: ScheduleRow, now: datetime) -> None:
+    """Subtract a skipped run from those that count towards `max_runs`."""
     row.runs, row.revision = max(0, row.runs - 1), row.revision + 1
     row.plan_at = None if row.retired_at is not None else row.plan_at or now
-    if row.said["after_finish"]:
+    if row.options["after_finish"]:
         row.last_end = now
 
 
 def _is_unplanned(plan_at: datetime | None, now: datetime) -> bool:
-    """Has nobody decided the ticks, long after it was time?"""
+    """Return True if the ticks have not been decided long after `plan_at`."""
     return plan_at is not None and plan_at + 2 * LATE < now

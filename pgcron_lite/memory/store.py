@@ -1,8 +1,9 @@
-"""The memory store: the same verbs as PostgreSQL's, on dictionaries and a lock. For tests and for trying things out.
+"""Store in memory, for tests and experiments: the methods of the PostgreSQL store, on dictionaries and a lock.
 
-It keeps nothing when the process ends. `tests/test_store.py` holds it to the contract, and a differential test drives
-it beside the real one. What the verbs do is in the room of the same name as in `pg/`; two rooms are only here:
-`schedules_declarations`, what living code declares, and `upcoming`, what tests ask that move the clock.
+Its contents are lost when the process ends. `tests/test_store.py` is the contract of both stores, and a differential
+test compares them. Each method is in the module that has the same name as in `pg/`. Two modules exist only here:
+`schedules_declarations`, the schedules that the code of live workers declares, and `upcoming`, queries of the test
+harness.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .workers import Workers
 class MemoryStore(
     Enqueueing, Pipelining, Workers, SchedulesPlanning, Admin, SchedulesAdmin, Declarations, Upcoming
 ):
-    """The queue in this process's memory."""
+    """A queue in this process's memory."""
 
     schema = "memory"
     rings = True
@@ -28,16 +29,16 @@ class MemoryStore(
     busy_seconds = 0.0
 
     def cut(self) -> None:
-        """Nothing hangs here."""
+        """Do nothing: no statement can hang."""
 
     def check_schema(self) -> None:
-        """There is none that could be missing."""
+        """Do nothing: no schema can be missing."""
 
     def describe(self) -> str:
         return "in memory; nothing is kept when this process ends"
 
     def shrink(self, size: int) -> None:
-        """It has no connections to save."""
+        """Do nothing: there are no connections."""
 
     def close(self) -> None:
-        """Nothing to close; what was enqueued stays until the process ends."""
+        """Do nothing: jobs are kept until the process ends."""

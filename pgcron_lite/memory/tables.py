@@ -1,4 +1,4 @@
-"""The tables of a queue in memory: jobs, history, workers and queues, and the clock and the lock they are kept by."""
+"""Tables of a queue in memory: jobs, history, workers and queues, with their clock and their lock."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 SMALLINT = 2**15
 _ALL_TAGS = bounds.MAX_TAGS * bounds.MAX_TAG
-# Between these a job may be due.
+# The range of due times.
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-# Behind every id.
+# Sorts after every id.
 _LAST = sys.maxsize
 
 
 @dataclass(slots=True)
-class Pulse:
+class WorkerRow:
     """A worker's row."""
 
     card: WorkerCard
@@ -42,22 +42,22 @@ class Pulse:
 
 
 class Tables:
-    """What all verbs work on. A verb holds the lock while it does."""
+    """The tables. Every public method holds the lock while it uses them."""
 
     def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
         self._clock = clock or (lambda: datetime.now(UTC))
         self._lock = threading.RLock()
         self._ids = itertools.count(1)
         self._jobs: dict[int, Job] = {}
-        # The jobs that are queued by when they are due, those of them that are suspects, and those that run.
+        # Queued jobs by due time, the suspects among them, and the running jobs.
         self._queue: list[tuple[datetime, int]] = []
         self._suspects: set[int] = set()
         self._held: dict[int, None] = {}
         self._history: dict[int, Job] = {}
-        # What is in the history by its end, for each state.
+        # For each final state, the jobs in history by the time of their end.
         self._ends: dict[State, list[tuple[datetime, int]]] = {state: [] for state in FINAL}
-        self._workers: dict[uuid.UUID, Pulse] = {}
-        # The queues that are paused, and what is written down about this store.
+        self._workers: dict[uuid.UUID, WorkerRow] = {}
+        # Paused queues with the time of the pause, and the facts stored by `note_fact`.
         self._paused: dict[str, datetime] = {}
         self._facts: dict[str, str] = {}
 
@@ -72,7 +72,7 @@ class Tables:
         return [job.id for job in fresh]
 
     def mend_sequence(self) -> int:
-        """Move the ids on if they are behind those in use. Returns by how much they were."""
+        """Advance the sequence of ids past the ids in use. Return by how much it was behind."""
         with self._lock:
             last = next(self._ids) - 1
             newest = max([last, *self._jobs, *self._history])
@@ -80,14 +80,14 @@ class Tables:
             return newest - last
 
     def _next_id(self) -> int:
-        """An id that is not in use."""
+        """Return an id that is not in use."""
         job_id = next(self._ids)
         while job_id in self._jobs or job_id in self._history:
             job_id = next(self._ids)
         return job_id
 
     def _keep(self, job: Job) -> Job:
-        """Write down a job that has not ended."""
+        """Store a job that has not ended."""
         self._drop(job.id)
         self._jobs[job.id] = job
         if job.state == "running":
@@ -99,7 +99,7 @@ class Tables:
         return job
 
     def _drop(self, job_id: int) -> Job | None:
-        """Take a job out."""
+        """Remove a job that has not ended."""
         job = self._jobs.pop(job_id, None)
         if job is None:
             return None
@@ -113,20 +113,20 @@ class Tables:
         return job
 
     def _end(self, job: Job) -> Job:
-        """Write down a job that has ended now."""
+        """Move a job that has ended now into history. Return the job as it is stored."""
         assert job.finished_at is not None
         self._drop(job.id)
         earlier = self._history.get(job.id)
         if earlier is not None and earlier.claim is not None and earlier.claim == job.claim:
-            # The very same end.
+            # This end is already stored.
             return earlier
-        kept = job if earlier is None else self._beside(job)
+        kept = job if earlier is None else self._with_new_id(job)
         self._history[kept.id] = kept
         bisect.insort(self._ends[kept.state], (job.finished_at, kept.id))
         return kept
 
-    def _beside(self, job: Job) -> Job:
-        """`job` under a fresh id: another one that has ended is in history under its own."""
+    def _with_new_id(self, job: Job) -> Job:
+        """Return `job` with a new id, because history has another job with its id."""
         fresh = self._next_id()
         logger.error(
             "job %d has ended, and history has another job of that id: it is stored under the id %d", job.id, fresh
@@ -134,7 +134,7 @@ class Tables:
         return job.changed(id=fresh, headers={**job.headers, EARLIER_ID: str(job.id)})
 
     def _erase(self, job_id: int) -> bool:
-        """Take a job out of the history."""
+        """Remove a job from history. Return False if it is not there."""
         job = self._history.pop(job_id, None)
         if job is None:
             return False
@@ -147,15 +147,18 @@ class Tables:
         return [self._jobs[job_id] for job_id in self._held if job_id in self._jobs]
 
     def _queued(self, since: datetime | None, until: datetime | None) -> Iterator[Job]:
-        """The jobs that are due after `since` and up to `until`, the first first."""
+        """Yield the jobs that are due after `since` and up to `until`, earliest first."""
         first = 0 if since is None else bisect.bisect_right(self._queue, (since, _LAST))
         end = len(self._queue) if until is None else bisect.bisect_right(self._queue, (until, _LAST))
         for _, job_id in itertools.islice(self._queue, first, end):
             if job_id in self._jobs:
                 yield self._jobs[job_id]
 
-    def _offered(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
-        """Queued jobs that a worker of these queues and tasks may take, the first due first: all, or those due."""
+    def _claimable(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
+        """Yield the queued jobs that a worker of these queues and tasks may claim, earliest first.
+
+        With `until`, only those that are due by then.
+        """
         for job in self._queued(None, until):
             if job.task in tasks and serves(queues, job.queue) and job.queue not in self._paused:
                 yield job
@@ -166,12 +169,12 @@ def serves(queues: Sequence[str], queue: str) -> bool:
 
 
 def error_entry(job: Job, at: datetime, error: str) -> dict[str, Any]:
-    """What went wrong, for the job's error history."""
+    """Return an entry for the job's error history."""
     return {"attempt": job.attempt, "at": at.isoformat(), "error": error}
 
 
 def with_error(errors: tuple[Any, ...], error: dict[str, Any]) -> tuple[Any, ...]:
-    """The error history and one more; of too many the oldest goes."""
+    """Return the error history with one more entry. The oldest is dropped if there are too many."""
     return (*errors[-(MAX_ERRORS - 1):], error)
 
 
@@ -191,7 +194,7 @@ def _fresh(job_id: int, new: NewJob, now: datetime) -> Job:
 
 
 def _check(new: NewJob, due: datetime) -> None:
-    """Refuse what the constraints of the real table refuse."""
+    """Raise OptionError for a job that violates a constraint of the table in PostgreSQL."""
     wrong = (
         "task" if not 0 < len(new.task) <= 200
         else "queue" if not 0 < len(new.queue) <= 100
@@ -209,5 +212,5 @@ def _check(new: NewJob, due: datetime) -> None:
 
 
 def _headers_size(headers: Mapping[str, str]) -> int:
-    """The size in bytes of `headers` as jsonb."""
+    """Return the size in bytes of `headers` as jsonb."""
     return 8 + sum(8 + len(name.encode()) + len(text.encode()) for name, text in headers.items())

@@ -1,7 +1,7 @@
-"""Run seeds, and replay one.
+"""Command that runs the simulation with many seeds, or replays one.
 
-``python -m tests.simulation --seeds 10000`` runs seeds 1 to 10000; ``--minutes 5`` runs as many as there is time for;
-``--seed 42 --trace`` replays one and prints what happened.
+``python -m tests.simulation --seeds 10000`` runs seeds 1 to 10000; ``--minutes 5`` runs seeds for five minutes;
+``--seed 42 --trace`` replays one seed and prints all events.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds to run (default: 1000)")
     parser.add_argument("--first", type=int, default=1, help="the first seed (default: 1)")
-    parser.add_argument("--minutes", type=float, help="run seeds for so long instead of --seeds")
+    parser.add_argument("--minutes", type=float, help="run seeds for this long instead of --seeds")
     parser.add_argument("--seed", type=int, help="run this seed only")
-    parser.add_argument("--trace", action="store_true", help="print everything that happens; with --seed")
-    parser.add_argument("--without", default="", help=f"faults to leave out, with commas between: {','.join(FAULTS)}")
+    parser.add_argument("--trace", action="store_true", help="print all events; with --seed")
+    parser.add_argument("--without", default="", help=f"faults to leave out, separated by commas: {','.join(FAULTS)}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many to run at once")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failing seed")
     given = parser.parse_args()
@@ -66,12 +66,12 @@ def _run_many(given: argparse.Namespace, options: Options, without: str) -> int:
 def _results(
     seeds: Iterable[int], options: Options, processes: int, exits: contextlib.ExitStack
 ) -> Iterator[Result]:
-    """The results in the order of the seeds."""
+    """Return the results in the order of the seeds."""
     if processes == 1:
         return (run(seed, options) for seed in seeds)
     pool = exits.enter_context(multiprocessing.get_context("fork").Pool(processes))
     endless = iter(seeds)
-    # In portions, because a pool takes all of an endless series at once.
+    # In batches, because a pool would read an endless iterator completely before it starts.
     portions = iter(lambda: list(itertools.islice(endless, 64 * processes)), [])
     return (result for portion in portions for result in pool.imap(functools.partial(run, options=options), portion, 8))
 

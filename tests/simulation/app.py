@@ -1,4 +1,4 @@
-"""The application under simulation: what its tasks do is drawn when they run."""
+"""The application under simulation. The outcome of a task is drawn at random when it runs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ app = PgCron("simulation", url="memory://", lease=timedelta(seconds=LEASE_SECOND
 
 
 class Script:
-    """Says how the execution ends that runs now."""
+    """The random outcome of the current execution."""
 
     draw: Callable[[], str] = staticmethod(lambda: "done")
 
 
 @app.task(name="work", backoff=Backoff("2s", jitter=0.0, max="5s"))
 def work(nonce: int) -> int:
-    """Any job of a producer."""
+    """The task of ordinary jobs of producers."""
     return _end(nonce)
 
 
 @app.task(name="poison")
 def poison(nonce: int) -> None:
-    """Its worker is killed before it gets here."""
+    """Task that kills its worker. The worker is killed before it calls this function."""
     raise AssertionError("a poison pill has come to an end")
 
 
 @app.every(f"{TICK_SECONDS}s", name="grid", overlap="allow")
 @app.task(name="grid", backoff=Backoff("1s", jitter=0.0, max="2s"))
 def grid() -> None:
-    """The runs of a schedule."""
+    """The task of the schedule."""
     _end(0)
 
 

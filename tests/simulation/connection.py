@@ -1,12 +1,12 @@
-"""A connection to the simulated server on which statements are lost, delayed and repeated.
+"""Connection to the simulated server on which statements are lost, delayed and repeated.
 
-A statement arrives, is evaluated, commits, and its reply comes back. By the seed each may happen late, twice or
-never, and the caller may have given up in between. What can happen is what a real server, pooler or network can do:
+A statement arrives, is evaluated and committed, and its reply is returned. Depending on the seed, each step may happen
+late, twice or never, and the caller may have stopped waiting. Only faults of real servers, poolers and networks occur:
 
-- A statement whose bytes arrive late is evaluated then, on the tables as they are then.
-- A statement that commits late was evaluated in time. Until the commit its rows are locked: a claim passes over them,
-  and any other write waits for them, `LOCK_SECONDS` at most.
-- After an error the connection is a new one, and `generation` says so.
+- A statement whose bytes arrive late is evaluated at that time, on the tables as they are then.
+- A statement that commits late was evaluated in time. Until the commit its rows are locked: a claim skips them, and any
+  other write waits for them, at most `LOCK_SECONDS`.
+- After an error the connection is replaced, and `generation` changes.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from .world import Freezable, Pause, World
 
 LOCK_SECONDS = 2.0
 LOCK_POLL = 0.1
-# Verbs whose effects the server can evaluate in time and commit late. The tables of time cannot be held back.
+# Methods that the server can evaluate in time and commit late. Changes of the schedule tables cannot be delayed.
 HELD = {
     "claim", "claim_suspect", "settle", "insert", "insert_again", "insert_unless_ended", "insert_where_free", "reap",
     "beat", "register", "forget",
 }  # fmt: skip
-# Answered without asking the server.
+# Methods that send no statement to the server.
 LOCAL = {"describe", "shrink", "close", "now", "start_over"}
 
 
 @dataclass(slots=True)
-class Fate:
-    """What happens to one statement. Times are seconds from its sending; None is never."""
+class Delivery:
+    """The faults of one statement. Times are seconds after it was sent; None means never."""
 
     name: str = "ok"
     arrives: float | None = 0.001
     # Seconds between evaluation and commit.
     commits: float = 0.0
     replies: bool = True
-    # When the caller is told that the connection broke, whatever the server does.
+    # When the caller gets the error that the connection broke, whatever the server does.
     breaks: float | None = None
-    # When the same bytes arrive again.
+    # When the same bytes arrive a second time.
     again: float | None = None
 
 
 class Connection:
-    """The store as one process sees it over one connection. Verbs of the store are attributes, as in the store."""
+    """The store over one connection of one process. It has the methods of the store."""
 
     rings = True
     schema = "simulated"
@@ -62,7 +62,7 @@ class Connection:
     ) -> None:
         self.name = name
         self.busy_seconds = 0.0
-        # Tokens of claims whose caller still waits for the reply.
+        # Tokens of the claims whose callers wait for a reply.
         self.asking: list[Any] = []
         self._world = world
         self._owner = owner
@@ -71,31 +71,31 @@ class Connection:
         self._generation = 1
         self._era = world.era
 
-    def __getattr__(self, verb: str) -> Any:
-        target = getattr(self._world.database, verb)
-        if verb.startswith("_") or verb in LOCAL or not callable(target):
+    def __getattr__(self, method: str) -> Any:
+        target = getattr(self._world.database, method)
+        if method.startswith("_") or method in LOCAL or not callable(target):
             return target
-        return partial(self._ask, verb)
+        return partial(self._ask, method)
 
     @property
     def generation(self) -> int:
         return self._generation
 
     def ring(self) -> None:
-        """Wake the workers. Never raises; `World` decides who hears it."""
+        """Wake the workers. Never raises. `Bell` may drop the notification."""
         if not self._is_away:
             self._world.database.ring()
 
     def cut(self) -> None:
-        """The guard is modelled by `patience`."""
+        """Do nothing: the guard is modelled by `patience`."""
 
     def start_over(self) -> None:
-        """Every claim looks at everything."""
+        """Do nothing: every claim searches the whole queue."""
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
-        """As PostgreSQL's: what ends in one statement, and what goes back in another behind it."""
+        """Settle in two statements, as the PostgreSQL store does: ended jobs first, then jobs that are queued again."""
         settled: set[int] = set()
-        for part in _parts(outcomes):
+        for part in _by_statement(outcomes):
             settled |= self._ask("settle", part)
         return settled
 
@@ -103,9 +103,9 @@ class Connection:
     def settle_and_claim(
         self, outcomes: Sequence[Outcome], worker: Any, claim: Any, *of: Any
     ) -> Iterator[PipelineReply]:
-        """Settle and claim at the same time, on a connection each."""
+        """Settle and claim at the same time, on two connections."""
         reply = PipelineReply()
-        ends, again = _halves(outcomes)
+        ends, again = _final_and_queued(outcomes)
         asked = self._send("claim", (worker, claim, *of), {})
         writing = self._send("settle", (ends,), {}) if ends else None
         yield reply
@@ -116,24 +116,24 @@ class Connection:
         reply.count, reply.jobs = len(jobs), lambda: jobs
 
     def plan(self, decide: Any, name: str | None = None, **options: Any) -> Any:
-        """The planner decides between two statements of one transaction, so what arrives late was decided before."""
+        """Plan schedules. As in PostgreSQL, a write that arrives late contains decisions that were made earlier."""
         return self._ask("plan", decide, name, **options)
 
     # One statement
 
-    def _ask(self, verb: str, *args: Any, **options: Any) -> Any:
-        return self._answer(self._send(verb, args, options))
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        return self._answer(self._send(method, args, options))
 
-    def _send(self, verb: str, args: tuple[Any, ...], options: dict[str, Any]) -> Statement:
+    def _send(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Statement:
         if self._era != self._world.era:
             self._reconnect()
-        statement = Statement(self, verb, args, options, self._fate(verb))
+        statement = Statement(self, method, args, options, self._delivery(method))
         statement.send()
         return statement
 
     def _answer(self, statement: Statement) -> Any:
         world = self._world
-        token = statement.args[1] if statement.verb in ("claim", "claim_suspect") else None
+        token = statement.args[1] if statement.method in ("claim", "claim_suspect") else None
         self.asking.append(token)
         try:
             deadline = statement.sent_at + self._patience
@@ -158,79 +158,79 @@ class Connection:
     def _is_away(self) -> bool:
         return self._world.now < self._world.away_until
 
-    def _fate(self, verb: str) -> Fate:
+    def _delivery(self, method: str) -> Delivery:
         world, random = self._world, self._world.random
         soon = random.expovariate(2000.0)
-        fate = Fate(arrives=soon)
+        delivery = Delivery(arrives=soon)
         if self._is_away:
-            return Fate("no server", arrives=None, breaks=0.001)
+            return Delivery("no server", arrives=None, breaks=0.001)
         if not world.is_stormy or random.random() >= world.storm.chance:
-            return fate
+            return delivery
         if not world.of_statements:
-            return fate
+            return delivery
         name = random.choice(world.of_statements)
-        if name == "commits_late" and verb not in HELD:
-            return fate
-        fate.name = name
-        # Short enough to come between two turns, long enough to outlast the guard, or the lease.
+        if name == "commits_late" and method not in HELD:
+            return delivery
+        delivery.name = name
+        # Shorter than a turn of the loop, longer than the guard's limit, or longer than the lease.
         span = random.choice((random.uniform(0.01, 1.0), random.uniform(1.0, 19.0), random.uniform(20.5, 70.0)))
         if name == "refused":
-            fate.arrives, fate.breaks = None, 0.002
+            delivery.arrives, delivery.breaks = None, 0.002
         elif name == "lost":
-            fate.replies, fate.breaks = False, soon + 0.002
+            delivery.replies, delivery.breaks = False, soon + 0.002
         elif name == "silent":
-            fate.arrives, fate.replies = random.choice((soon, None)), False
+            delivery.arrives, delivery.replies = random.choice((soon, None)), False
         elif name == "late":
-            fate.arrives, fate.breaks = span, random.choice((None, 0.002))
+            delivery.arrives, delivery.breaks = span, random.choice((None, 0.002))
         elif name == "commits_late":
-            fate.commits, fate.breaks = span, random.choice((None, soon + 0.002))
+            delivery.commits, delivery.breaks = span, random.choice((None, soon + 0.002))
         elif name == "twice":
-            fate.again = span
+            delivery.again = span
         else:
-            fate.arrives = span
-        world.trouble(max(fate.arrives or 0.0, fate.commits, fate.again or 0.0, self._patience))
-        return fate
+            delivery.arrives = span
+        world.trouble(max(delivery.arrives or 0.0, delivery.commits, delivery.again or 0.0, self._patience))
+        return delivery
 
 
 class Statement:
-    """One statement on its way to the server and back."""
+    """One statement, from sending it to its reply."""
 
     def __init__(
-        self, connection: Connection, verb: str, args: tuple[Any, ...], options: dict[str, Any], fate: Fate
+        self, connection: Connection, method: str, args: tuple[Any, ...], options: dict[str, Any], delivery: Delivery
     ) -> None:
-        self.verb = verb
+        self.method = method
         self.args = args
         self.reply = Pause()
         self.answer: Any = None
-        # Is the connection gone, rather than the statement refused?
+        # True if the connection broke, False if the server refused the statement.
         self.broke = False
-        self._link = connection
+        self._connection = connection
         self._world = connection._world
         self._options = options
-        self._fate = fate
+        self._delivery = delivery
         self.sent_at = self._world.now
         self._era = self._world.era
         self._blocked_since: float | None = None
         self._has_given_up = False
 
     def __str__(self) -> str:
-        return f"{self.verb}({_shown(self._world, self.args)})"
+        return f"{self.method}({_describe_args(self._world, self.args)})"
 
     def send(self) -> None:
-        world, fate = self._world, self._fate
-        if fate.name != "ok":
-            world.say(self._link.name, "%s meets: %s", self, _worded(fate))
-        if self.verb == "plan" and (fate.name in ("late", "twice")):
+        world, delivery = self._world, self._delivery
+        if delivery.name != "ok":
+            world.say(self._connection.name, "%s meets: %s", self, _describe_delivery(delivery))
+        if self.method == "plan" and (delivery.name in ("late", "twice")):
             self._decide_now()
-        if fate.arrives is not None:
-            self._deliver(fate.arrives)
-        if fate.again is not None:
-            self._deliver(fate.again)
-        if fate.breaks is not None:
-            world.after(fate.breaks, self._break)
+        if delivery.arrives is not None:
+            self._deliver(delivery.arrives)
+        if delivery.again is not None:
+            self._deliver(delivery.again)
+        if delivery.breaks is not None:
+            world.after(delivery.breaks, self._break)
 
     def give_up(self) -> None:
-        """The caller has stopped waiting."""
+        """Record that the caller has stopped waiting."""
         self._has_given_up = True
 
     def _deliver(self, seconds: float) -> None:
@@ -243,16 +243,16 @@ class Statement:
             world.on_their_way -= 1
             return self._break()
         try:
-            answer, effects = world.database.execute(self.verb, self._link.name, self.args, self._options)
+            answer, effects = world.database.execute(self.method, self._connection.name, self.args, self._options)
         except Blocked:
             return self._wait_for_lock()
         except PgCronError as error:
             world.on_their_way -= 1
-            world.say("server", "%s of %s is refused: %s", self, self._link.name, error)
+            world.say("server", "%s of %s is refused: %s", self, self._connection.name, error)
             return self._reply(error)
-        if self._fate.commits and effects.can_wait:
+        if self._delivery.commits and effects.can_wait:
             world.database.hold(effects)
-            world.after(self._fate.commits, lambda: self._commit(answer, effects))
+            world.after(self._delivery.commits, lambda: self._commit(answer, effects))
             return
         self._committed(answer, effects)
 
@@ -279,10 +279,10 @@ class Statement:
     def _committed(self, answer: Any, effects: Effects) -> None:
         world = self._world
         world.on_their_way -= 1
-        if world.trace is not None and (effects.jobs or self._fate.name != "ok"):
-            world.say("server", "%s of %s%s", self, self._link.name, _changes(effects))
-        self._link._on_effects(effects)
-        if self._fate.replies:
+        if world.trace is not None and (effects.jobs or self._delivery.name != "ok"):
+            world.say("server", "%s of %s%s", self, self._connection.name, _describe_changes(effects))
+        self._connection._on_effects(effects)
+        if self._delivery.replies:
             self._reply(answer)
 
     def _reply(self, answer: Any) -> None:
@@ -293,18 +293,18 @@ class Statement:
 
     def _break(self) -> None:
         self.broke = True
-        self._reply(DatabaseUnavailable(f"the connection broke ({self._fate.name})"))
+        self._reply(DatabaseUnavailable(f"the connection broke ({self._delivery.name})"))
 
     def _decide_now(self) -> None:
-        """Take down what the planner decides now; it is written when the bytes arrive."""
+        """Decide now, and write the decision when the statement arrives."""
         decide, name, *rest = self.args
         moves: dict[str, ticks.Move] = {}
 
-        def look(entry: ticks.Entry, now: Any) -> ticks.Move:
+        def decide_now(entry: ticks.Entry, now: Any) -> ticks.Move:
             moves[entry.name] = decide(entry, now)
             return ticks.Move(entry.name, -1, entry.last_tick, None)
 
-        self._world.database.plan(look, name, **self._options)
+        self._world.database.plan(decide_now, name, **self._options)
         nothing = partial(ticks.Move, revision=-1, plan_at=None)
 
         def decided(entry: ticks.Entry, now: Any) -> ticks.Move:
@@ -313,33 +313,33 @@ class Statement:
         self.args = (decided, name, *rest)
 
 
-def _halves(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """Those that end their job, and those after which it runs again."""
+def _final_and_queued(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Split outcomes into those that end their job, and those after which it runs again."""
     return [o for o in outcomes if o.state != "queued"], [o for o in outcomes if o.state == "queued"]
 
 
-def _parts(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
-    return [part for part in _halves(outcomes) if part]
+def _by_statement(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    return [part for part in _final_and_queued(outcomes) if part]
 
 
-def _worded(fate: Fate) -> str:
-    words = [fate.name]
-    if fate.arrives is None:
+def _describe_delivery(delivery: Delivery) -> str:
+    words = [delivery.name]
+    if delivery.arrives is None:
         words.append("never arrives")
-    elif fate.arrives > 0.01:
-        words.append(f"arrives after {fate.arrives:.3f} s")
-    if fate.commits:
-        words.append(f"commits after {fate.commits:.3f} s")
-    if not fate.replies:
+    elif delivery.arrives > 0.01:
+        words.append(f"arrives after {delivery.arrives:.3f} s")
+    if delivery.commits:
+        words.append(f"commits after {delivery.commits:.3f} s")
+    if not delivery.replies:
         words.append("no reply")
-    if fate.breaks is not None:
+    if delivery.breaks is not None:
         words.append("the connection breaks at once")
-    if fate.again is not None:
-        words.append(f"arrives again after {fate.again:.3f} s")
+    if delivery.again is not None:
+        words.append(f"arrives again after {delivery.again:.3f} s")
     return ", ".join(words)
 
 
-def _shown(world: World, args: Sequence[Any]) -> str:
+def _describe_args(world: World, args: Sequence[Any]) -> str:
     shown = []
     for arg in args:
         if isinstance(arg, uuid.UUID):
@@ -351,7 +351,7 @@ def _shown(world: World, args: Sequence[Any]) -> str:
     return ", ".join(shown)
 
 
-def _changes(effects: Effects) -> str:
+def _describe_changes(effects: Effects) -> str:
     words = []
     for change in effects.jobs[:8]:
         before = "-" if change.before is None else change.before.state

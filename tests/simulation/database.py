@@ -1,7 +1,7 @@
-"""The simulated server: the memory store with what PostgreSQL has besides it.
+"""The simulated server: the memory store with additional properties of PostgreSQL.
 
-It adds primary keys, atomic statements, row locks of transactions that are not committed yet, and a sequence that a
-failover can move back.
+It adds primary keys, atomic statements, row locks of uncommitted transactions, and a sequence that a failover can move
+back.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pgcron_lite.job import Job, NewJob
 from pgcron_lite.memory import MemoryStore
 from pgcron_lite.memory.tables import Tables, _fresh
 
-# Verbs that change the tables of time in place. They are undone from a copy.
+# Methods that change the schedule tables in place. They are undone from a copy.
 OF_TIME = {"plan", "add_ticks", "reconcile", "close_ticks", "watch"}
-# Verbs that change workers' rows.
+# Methods that change workers' rows.
 OF_WORKERS = {"beat", "register", "forget", "reap"}
 TABLES_OF_TIME = (
     "_schedules", "_ticks", "_open_ticks", "_tick_of", "_done", "_planning", "_by_age", "_unbegun", "_begun", "_gone",
     "_watched_at", "_overdue", "_in_force", "_generations",
 )  # fmt: skip
-# Verbs that pass over locked rows (`for update skip locked`).
+# Methods that skip locked rows (`for update skip locked`).
 SKIPPING = {"claim", "claim_suspect", "reap"}
 
 Key = tuple[str, int | uuid.UUID]
 
 
 class Blocked(Exception):
-    """The statement has to wait for a row that another transaction has locked."""
+    """Raised when a statement has to wait for a row that another transaction has locked."""
 
 
 @dataclass(slots=True)
 class Change:
-    """One row of a job before and after a statement. A final state means that the row is in history."""
+    """The row of a job before and after a statement. A final state means that the row is in history."""
 
     job_id: int
     before: Job | None
@@ -47,9 +47,9 @@ class Change:
 
 @dataclass(slots=True)
 class Effects:
-    """Everything that one statement has changed."""
+    """All changes by one statement."""
 
-    verb: str
+    method: str
     actor: str
     args: tuple[Any, ...]
     jobs: list[Change] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Effects:
 
     @property
     def can_wait(self) -> bool:
-        """Can they be held back until a later commit? Not when a job has got another id: its tick has been told."""
+        """True if they can be committed later. Not if a job got a new id: its tick already refers to that id."""
         return bool(self.keys) and all(c.after is None or c.after.id == c.job_id for c in self.jobs)
 
     @property
@@ -77,7 +77,7 @@ class Sequence_:
 
 
 class Database(MemoryStore):
-    """The one server of a world. Links call `execute`."""
+    """The server of a world. Connections call `execute`."""
 
     def __init__(self, clock: Callable[[], datetime], ring: Callable[[], None]) -> None:
         super().__init__(clock)
@@ -85,22 +85,22 @@ class Database(MemoryStore):
         self._ids = self.sequence  # type: ignore[assignment]
         self.locked: set[Key] = set()
         self._ring = ring
-        self._verb = ""
+        self._method = ""
         self._changes: list[Change] = []
         self._nested = False
 
     # Statements
 
-    def execute(self, verb: str, actor: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Effects]:
-        """Run one statement as a transaction: all of its effects, or an exception and none of them."""
-        self._verb, self._changes = verb, []
+    def execute(self, method: str, actor: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Effects]:
+        """Run one statement as a transaction: apply all of its effects, or raise and apply none."""
+        self._method, self._changes = method, []
         workers = None
-        if verb in OF_WORKERS:
+        if method in OF_WORKERS:
             workers = {key: copy.copy(pulse) for key, pulse in self._workers.items()}
-        times = self._copy_of_time() if verb in OF_TIME and self._may_be_refused() else None
+        times = self._copy_of_time() if method in OF_TIME and self._may_be_refused() else None
         try:
-            answer = getattr(self, verb)(*args, **options)
-            effects = Effects(verb, actor, args, self._changes)
+            answer = getattr(self, method)(*args, **options)
+            effects = Effects(method, actor, args, self._changes)
             if workers is not None:
                 effects.workers = self._changed_workers(workers)
             if effects.workers and any(("worker", key) in self.locked for key in effects.workers):
@@ -113,18 +113,18 @@ class Database(MemoryStore):
                 self.__dict__.update(times)
             raise
         finally:
-            self._verb, self._changes = "", []
+            self._method, self._changes = "", []
         return answer, effects
 
     def hold(self, effects: Effects) -> None:
-        """Take effects back until `commit`, and keep their rows locked: the transaction is not committed yet."""
+        """Undo effects until `commit`, and lock their rows: the transaction is not committed yet."""
         self._undo(effects.jobs)
         for key, (before, _) in effects.workers.items():
             self._put_worker(key, before)
         self.locked |= effects.keys
 
     def commit(self, effects: Effects) -> None:
-        """Let held effects become visible."""
+        """Make held effects visible."""
         self.roll_back(effects)
         for change in effects.jobs:
             if change.after is None:
@@ -137,38 +137,38 @@ class Database(MemoryStore):
             self._put_worker(key, after)
 
     def roll_back(self, effects: Effects) -> None:
-        """Forget held effects: the server has crashed, or their commit is about to be applied."""
+        """Discard held effects: the server has crashed, or their commit is about to be applied."""
         self.locked -= effects.keys
 
-    # Verbs of producers, as `pg.enqueue` sends them
+    # Statements of producers, as in `pg.enqueue`
 
     def draw(self, count: int) -> list[int]:
         return [next(self.sequence) for _ in range(count)]
 
     def insert(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> None:
-        """Insert under ids that the producer has drawn."""
+        """Insert with ids that the producer has drawn."""
         self._store_all(ids, jobs)
 
     def insert_unless_ended(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> bool:
-        """Insert unless an id is in history. Returns whether the rows were inserted."""
+        """Insert unless an id is in history. Return True if the rows were inserted."""
         if any(job_id in self._history for job_id in ids):
             return False
         self._store_all(ids, jobs)
         return True
 
     def insert_again(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> bool:
-        """Insert after a lost reply. Returns whether the rows are there and are those of `jobs`."""
+        """Insert after a lost reply. Return True if the stored rows are those of `jobs`."""
         self._wait_for(ids)
         if not any(job_id in self._jobs or job_id in self._history for job_id in ids):
             self._store_all(ids, jobs)
             return True
-        # The arguments of each call are its own here, as its nonce is in PostgreSQL.
+        # Here the arguments of each call are unique, as its nonce is in PostgreSQL.
         ours = {job.args for job in jobs}
         there = (self._jobs.get(job_id) or self._history.get(job_id) for job_id in ids)
         return any(job is not None and job.args in ours for job in there)
 
     def insert_where_free(self, ids: Sequence[int], jobs: Sequence[NewJob]) -> None:
-        """Insert after a lost reply, taking whatever has these ids for the rows of the first try."""
+        """Insert after a lost reply. Assume that existing rows with these ids are from the first attempt."""
         self._wait_for(ids)
         if any(job_id in self._history for job_id in ids):
             return
@@ -177,17 +177,17 @@ class Database(MemoryStore):
                 self._store_all([job_id], [new])
 
     def draw_anew(self, count: int) -> list[int]:
-        """Draw ids that are in use nowhere."""
+        """Draw ids that are not in use."""
         return [self._next_id() for _ in range(count)]
 
     def mend_sequence(self) -> int:
-        """Move the sequence on. Returns by how much it was behind."""
+        """Advance the sequence. Return by how much it was behind."""
         newest = max([self.sequence.last, *self._jobs, *self._history])
         behind, self.sequence.last = newest - self.sequence.last, newest
         return behind
 
     def settle(self, outcomes: Sequence[Any]) -> set[int]:
-        """All rows are locked before the first is written."""
+        """Settle after locking all rows."""
         for outcome in outcomes:
             job = self._jobs.get(outcome.id)
             if job is not None and job.claim == outcome.claim:
@@ -214,27 +214,27 @@ class Database(MemoryStore):
             raise Blocked
 
     def _add(self, jobs: Sequence[NewJob]) -> list[int]:
-        # After a failover the sequence gives ids that are in use.
+        # After a failover the sequence issues ids that are in use.
         ids = [self._next_id() for _ in jobs]
         self._store_all(ids, jobs)
         return ids
 
     def _keep(self, job: Job) -> Job:
-        kept: Job = self._noted(job.id, job, super()._keep)
+        kept: Job = self._record(job.id, job, super()._keep)
         return kept
 
     def _end(self, job: Job) -> Job:
-        ended: Job = self._noted(job.id, job, super()._end)
+        ended: Job = self._record(job.id, job, super()._end)
         return ended
 
     def _drop(self, job_id: int) -> Job | None:
         if self._nested:
             return super()._drop(job_id)
         before = self._jobs.get(job_id)
-        self._noted(job_id, None, lambda _: super(Database, self)._drop(job_id))
+        self._record(job_id, None, lambda _: super(Database, self)._drop(job_id))
         return before
 
-    def _noted(self, job_id: int, after: Job | None, write: Callable[[Any], Any]) -> Any:
+    def _record(self, job_id: int, after: Job | None, write: Callable[[Any], Any]) -> Any:
         self._wait_for([job_id])
         before = self._jobs.get(job_id)
         self._nested = True
@@ -243,7 +243,7 @@ class Database(MemoryStore):
         finally:
             self._nested = False
         if before is not None or after is not None:
-            # A job may end under another id than it had.
+            # A job may end under a different id.
             self._changes.append(Change(job_id, before, None if after is None else written))
         return written
 
@@ -258,8 +258,8 @@ class Database(MemoryStore):
                 Tables._keep(self, change.before)
         self._nested = False
 
-    def _offered(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
-        for job in super()._offered(queues, tasks, until):
+    def _claimable(self, queues: Sequence[str], tasks: Sequence[str], until: datetime | None = None) -> Iterator[Job]:
+        for job in super()._claimable(queues, tasks, until):
             if self._is_seen(job):
                 yield job
 
@@ -267,7 +267,7 @@ class Database(MemoryStore):
         return [job for job in super()._running() if self._is_seen(job)]
 
     def _is_seen(self, job: Job) -> bool:
-        return not self.locked or self._verb not in SKIPPING or ("job", job.id) not in self.locked
+        return not self.locked or self._method not in SKIPPING or ("job", job.id) not in self.locked
 
     def _put_worker(self, key: uuid.UUID, pulse: Any) -> None:
         if pulse is None:
@@ -286,10 +286,10 @@ class Database(MemoryStore):
         base = getattr(super(), "_next_id", None)
         return next(self.sequence) if base is None else base()
 
-    # Time
+    # Schedules
 
     def _may_be_refused(self) -> bool:
-        """May an insert meet an id that is taken, or a write a row that is locked?"""
+        """Return True if an insert may use an id that is taken, or a write may need a row that is locked."""
         if max(self._jobs, default=0) > self.sequence.last:
             return True
         jobs = [key for _, key in self.locked if isinstance(key, int)]
@@ -305,7 +305,7 @@ class Database(MemoryStore):
 
 
 class PlainKeys(Database):
-    """A server that refuses an id that is used twice, and on which nothing avoids it."""
+    """A server that refuses duplicate ids, without anything that avoids them."""
 
     def _end(self, job: Job) -> Job:
         if job.id in self._history:

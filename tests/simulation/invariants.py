@@ -1,6 +1,6 @@
-"""Everything that must hold, checked after each event of a world.
+"""Invariants of the simulation, checked after each event.
 
-`Ledger` follows each change of each row, and each execution, and raises `Violation` at the first that is wrong.
+`Ledger` records each change of a row and each execution, and raises `Violation` at the first wrong one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .world import World
 if TYPE_CHECKING:
     from .processes import Process
 
-# How long a job may be `running` while no worker runs it, counted from the last fault of any kind.
+# Maximum time for which a job is `running` while no worker runs it, counted from the last fault of any kind.
 STRANDED_SECONDS = 60.0
 
 LEGAL = {
@@ -33,7 +33,7 @@ LEGAL = {
 
 
 class Violation(AssertionError):
-    """An invariant does not hold. `kind` is its short name."""
+    """The violation of an invariant. `kind` is the invariant's short name."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
@@ -45,14 +45,14 @@ class Violation(AssertionError):
 
 
 class Ledger:
-    """What was acknowledged, what ran, and what the rows must say because of it."""
+    """Acknowledged jobs, executions and changes of rows, and the invariants between them."""
 
     def __init__(self, world: World, lease: float) -> None:
         self.world = world
         self.lease = lease
         self.acknowledged: dict[int, int] = {}
         self.processes: list[Process] = []
-        # The process behind each name that a worker had.
+        # The process of each identity that a worker has had.
         self.owners: dict[uuid.UUID, Process] = {}
         self._nonces = 0
         self._ids_of: dict[int, int] = {}
@@ -63,53 +63,54 @@ class Ledger:
         self._stranded: dict[tuple[int, uuid.UUID | None], float] = {}
         self._fresh: list[Effects] = []
 
-    # What happens
+    # Recording
 
     def new_nonce(self) -> int:
         self._nonces += 1
         return self._nonces
 
     def acknowledge(self, producer: str, ids: Sequence[int], nonces: Sequence[int]) -> None:
-        """A producer was told that its jobs are stored under these ids."""
+        """Record that `delay()` returned these ids to a producer. The jobs must be stored."""
         for job_id, nonce in zip(ids, nonces, strict=True):
             job = self.world.database.get(job_id)
             if job is None or _nonce(job) != nonce:
                 raise Violation(
-                    "not stored", f"{producer} was told that job #{job_id} is stored; that row is {_told(job)}"
+                    "not stored", f"{producer} got the id #{job_id} from delay(); that row is {_describe(job)}"
                 )
             self.acknowledged[nonce] = job_id
 
-    def heed(self, effects: Effects) -> None:
-        """A statement was committed."""
+    def record(self, effects: Effects) -> None:
+        """Record the effects of a committed statement."""
         self._fresh.append(effects)
-        if effects.verb == "register":
+        if effects.method == "register":
             self.owners[effects.args[0].id] = next(p for p in self.processes if p.name == effects.actor)
 
     def begins(self, process: Process, job: Job) -> None:
-        """A worker starts to execute a claimed job."""
+        """Record that a worker starts to execute a claimed job."""
         assert job.claim is not None
         if (job.id, job.claim) in self._begun:
             raise Violation("run twice", f"{process.name} runs {job} twice under one claim")
         self._begun.add((job.id, job.claim))
         row = self.world.database._jobs.get(job.id)
         is_ours = row is not None and row.state == "running" and row.claim == job.claim
-        # Who was declared dead does not know it yet; it could not know that the row is another's.
+        # A worker that was declared dead may not know that yet, nor that it no longer owns the job.
         if not is_ours and job.worker in self.world.database._workers and job.worker == process.id:
-            raise Violation("not the owner", f"{process.name}, which is alive, starts {job}; the row is {_told(row)}")
+            text = f"{process.name}, which is alive, starts {job}; the row is {_describe(row)}"
+            raise Violation("not the owner", text)
 
     def ends(self, job: Job) -> None:
-        """A worker has executed a job to its end."""
+        """Record that a worker has executed a job to its end."""
         self._executed[job.id] += 1
 
-    # What must hold
+    # Checks
 
     def check(self) -> None:
-        """After each event."""
+        """Check all invariants, after each event."""
         if self._fresh:
             for effects in self._fresh:
                 for change in effects.jobs:
                     self._check_change(effects, change)
-                if effects.verb == "reap":
+                if effects.method == "reap":
                     self._check_reap(effects)
             self._fresh.clear()
         if self._stranded or self.world.database._held:
@@ -121,12 +122,12 @@ class Ledger:
         if before is not None and after is not None and before.state == after.state:
             self._check_same_state(effects, before, after)
         elif states not in LEGAL:
-            raise Violation("illegal move", f"{effects.verb} of {effects.actor} moves #{change.job_id} {states}")
+            raise Violation("illegal move", f"{effects.method} of {effects.actor} moves #{change.job_id} {states}")
         if before is None and after is not None:
             self._check_new(effects, after)
         elif after is None:
             if before is not None and schedule.SCHEDULE not in before.headers:
-                raise Violation("lost", f"{effects.verb} of {effects.actor} deletes {before}")
+                raise Violation("lost", f"{effects.method} of {effects.actor} deletes {before}")
         elif before is not None and before.state == "running":
             self._check_owned(effects, before, after)
         if after is not None:
@@ -135,9 +136,9 @@ class Ledger:
                 self._check_executions(change.job_id, after)
 
     def _check_same_state(self, effects: Effects, before: Job, after: Job) -> None:
-        """Rows change without a move only when a worker goes on under a new name, and when a waiting run is woken."""
-        if before.state == "running" and (before.claim != after.claim or effects.verb != "register"):
-            raise Violation("two owners", f"{effects.verb} of {effects.actor} takes {before} from its owner")
+        """Check that a running row changes within its state only if its worker continues under a new identity."""
+        if before.state == "running" and (before.claim != after.claim or effects.method != "register"):
+            raise Violation("two owners", f"{effects.method} of {effects.actor} takes {before} from its owner")
 
     def _check_new(self, effects: Effects, job: Job) -> None:
         if schedule.SCHEDULE in job.headers:
@@ -153,53 +154,53 @@ class Ledger:
         self._ids_of[nonce] = job.id
 
     def _check_owned(self, effects: Effects, before: Job, after: Job) -> None:
-        """Only its owner, and who found its owner dead, may write about a running job."""
-        if effects.verb == "settle":
+        """Check that a running job is written only by its owner, or by a reaper that has declared the owner dead."""
+        if effects.method == "settle":
             outcomes = [o for o in effects.args[0] if o.id == before.id and o.claim == before.claim]
             if not outcomes:
                 raise Violation("fence", f"{effects.actor} changes {before} with an outcome of another claim")
-        elif effects.verb == "complete":
+        elif effects.method == "complete":
             if effects.args[1] != before.claim:
                 raise Violation("fence", f"{effects.actor} completes {before} under another claim")
-        elif effects.verb not in ("reap", "register"):
-            self._check_other_verb(effects, before, after)
+        elif effects.method not in ("reap", "register"):
+            self._check_other_method(effects, before, after)
         if after.state == "queued" and before.claim is not None:
             # Bytes of a claim that arrive twice may take it again under the same token.
             self._begun.discard((before.id, before.claim))
-        if effects.verb == "reap" and after.crashes > before.crashes:
-            self._check_guilt(before)
+        if effects.method == "reap" and after.crashes > before.crashes:
+            self._check_blame(before)
 
-    def _check_other_verb(self, effects: Effects, before: Job, after: Job) -> None:
-        """A verb that is newer than this check: a worker may give back what is its own, and nothing else."""
+    def _check_other_method(self, effects: Effects, before: Job, after: Job) -> None:
+        """Check a method that this class does not know: a worker may change only its own jobs."""
         owner = self.owners.get(before.worker) if before.worker is not None else None
         if owner is None or not effects.actor.startswith(owner.name):
-            raise Violation("fence", f"{effects.verb} of {effects.actor} changes {before}, which is another's")
+            raise Violation("fence", f"{effects.method} of {effects.actor} changes {before}, which it does not own")
 
-    def _check_guilt(self, before: Job) -> None:
+    def _check_blame(self, before: Job) -> None:
         held = [job for job in self.world.database._running() if job.worker == before.worker and job.id != before.id]
         if not before.alone or held:
-            raise Violation("guilt", f"{before} is blamed for a death while it was not alone")
+            raise Violation("wrong blame", f"{before} is blamed for a death while it was not alone")
 
     def _check_attempts(self, effects: Effects, job_id: int, before: Job | None, after: Job) -> None:
         if before is None:
-            # An id may be used again.
+            # Ids may be reused.
             self._attempts[job_id] = self._executed[job_id] = 0
         expected = self._attempts[job_id]
         if before is not None and (before.state, after.state) == ("queued", "running"):
             expected += 1
         elif before is not None and before.state == "running" and after.state == "queued":
-            if effects.verb == "settle":
+            if effects.method == "settle":
                 expected -= any(o.gives_back for o in effects.args[0] if o.id == job_id and o.claim == before.claim)
             else:
                 expected -= 1
         if after.attempt != expected:
-            raise Violation("attempts", f"{effects.verb} of {effects.actor}: {after}, expected attempt {expected}")
+            raise Violation("attempts", f"{effects.method} of {effects.actor}: {after}, expected attempt {expected}")
         if after.attempt > after.max_attempts:
             raise Violation("attempts", f"{after} has more attempts than it may have")
         self._attempts[job_id] = expected
 
     def _check_executions(self, job_id: int, job: Job) -> None:
-        """What has ended was executed as often as its attempts say."""
+        """Check that an ended job was executed as often as its attempts say."""
         executed = self._executed[job_id]
         if job.state == "done" and not executed:
             raise Violation("attempts", f"{job} is done and was never executed")
@@ -209,17 +210,17 @@ class Ledger:
             raise Violation("attempts", f"{job} kills each worker and is {job.state}")
 
     def _check_reap(self, effects: Effects) -> None:
-        """Nobody is declared dead who has beaten within the lease."""
+        """Check that no worker with a heartbeat within the lease is declared dead."""
         now = self.world.datetime()
         for worker, (before, after) in effects.workers.items():
             if before is not None and after is None and now - before.beat_at < timedelta(seconds=self.lease):
                 raise Violation(
-                    "robbed", f"{effects.actor} declares {self._name(worker)} dead, which beat"
-                    f" {(now - before.beat_at).total_seconds():.1f} s ago"
+                    "live worker reaped", f"{effects.actor} declares {self._name(worker)} dead, whose last heartbeat"
+                    f" was {(now - before.beat_at).total_seconds():.1f} s ago"
                 )  # fmt: skip
 
     def _check_running(self) -> None:
-        """A job that is `running` is known to the worker that runs it, or soon is."""
+        """Check that the owner of each running job runs it, or will do so soon."""
         database, world = self.world.database, self.world
         stranded: dict[tuple[int, uuid.UUID | None], float] = {}
         for job_id in database._held:
@@ -237,23 +238,23 @@ class Ledger:
         self._stranded = stranded
 
     def check_end(self) -> None:
-        """All is quiet: everything has ended, and the attempts are those that were made."""
+        """Check that all jobs have ended, when nothing happens any more."""
         database = self.world.database
         ended = {_nonce(job): job for job in database._history.values()}
         for nonce, job_id in self.acknowledged.items():
             job = ended.get(nonce)
             if job is None:
-                row = _told(database.get(job_id))
+                row = _describe(database.get(job_id))
                 raise Violation("lost", f"the acknowledged job #{job_id} has no end; its row is {row}")
             if job.id != job_id and str(job_id) not in job.headers.values():
-                raise Violation("lost", f"the acknowledged job #{job_id} has ended as {job}, and nothing says so")
+                raise Violation("lost", f"the acknowledged job #{job_id} has ended as {job}, without a reference to it")
         for live in database._jobs.values():
             if schedule.SCHEDULE not in live.headers:
-                raise Violation("not ended", f"all is quiet and {live} is {_told(live)}")
+                raise Violation("not ended", f"nothing happens any more, and {live} is {_describe(live)}")
         self._check_ticks()
 
     def _check_ticks(self) -> None:
-        """Each tick was decided exactly once; those with a job have ended if they were due a while ago."""
+        """Check that each tick was decided exactly once, and has ended if it has a job that was due a while ago."""
         database, now = self.world.database, self.world.datetime()
         every = timedelta(seconds=TICK_SECONDS)
         for name in database._schedules:
@@ -279,5 +280,5 @@ def _nonce(job: Job) -> int | None:
     return None if nonce is None else int(nonce)
 
 
-def _told(job: Job | None) -> str:
-    return "not there" if job is None else f"{job.state}, args {job.args}, worker {str(job.worker)[:8]}"
+def _describe(job: Job | None) -> str:
+    return "missing" if job is None else f"{job.state}, args {job.args}, worker {str(job.worker)[:8]}"

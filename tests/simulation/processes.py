@@ -1,4 +1,4 @@
-"""Worker processes: the real worker in a model of the loop, the heartbeat, the doorbell and the slots around it."""
+"""Worker processes: the production worker with models of its loop, heartbeat, doorbell and slots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENDS = ("done",) * 14 + ("error",) * 3 + ("retry", "snooze", "cancel")
 
 
 class Process:
-    """One worker process from its start to its end. Follows `pgcron_lite.worker.process.Process`."""
+    """One worker process from its start to its end. A model of `pgcron_lite.worker.process.Process`."""
 
     def __init__(
         self, world: World, ledger: Ledger, name: str, *, slots: int, is_quick: bool, make: type[Worker] = Worker,
@@ -51,14 +51,16 @@ class Process:
         self._on_end = on_end
         self._deadline = 0.0
         self._is_refused = False
-        # There is no supervisor to be told of a new identity.
+        # No supervisor has to be informed about a new identity.
         self.options = SimpleNamespace(status=None)
-        # What production keeps until a new identity is confirmed.
+        # Kept until the new identity is confirmed, as in production.
         self._next_card: WorkerCard | None = None
         self._pause: Pause | None = None
-        self._is_told = False
-        self._link = Connection(world, name, self, patience=HANG_SECONDS, on_effects=ledger.heed)
-        self._heart_link = Connection(world, f"{name} heart", self, patience=HEART_SECONDS / 2, on_effects=ledger.heed)
+        self._is_woken = False
+        self._connection = Connection(world, name, self, patience=HANG_SECONDS, on_effects=ledger.record)
+        self._heartbeat_connection = Connection(
+            world, f"{name} heartbeat", self, patience=HEART_SECONDS / 2, on_effects=ledger.record
+        )
         self._bell = Bell(world, self)
         self._heartbeat: greenlet | None = None
         ledger.owners[self.id] = self
@@ -66,16 +68,16 @@ class Process:
         self._main = world.start(self._run)
 
     def runs(self, job: Job) -> bool:
-        """Does this process know that it runs this job?"""
+        """Return True if the worker of this process counts this job as running."""
         if self.is_dead or self.worker is None:
             return False
         running = self.worker.running.get(job.id)
         return running is not None and running.claim == job.claim
 
-    # What happens to it
+    # Faults
 
     def kill(self) -> None:
-        """As by `kill -9`: nothing of it is left. What it has sent is on its way."""
+        """Kill the process, as `kill -9` does. Statements that it has sent are still delivered."""
         self.world.say(self.name, "is killed")
         self._end()
         for task in (self._main, self._heartbeat):
@@ -84,19 +86,19 @@ class Process:
                 task.throw(GreenletExit)
 
     def freeze(self, seconds: float) -> None:
-        """As by SIGSTOP, for so long. Stopwatches go on."""
-        self.world.say(self.name, "stands still for %.1f s", seconds)
+        """Freeze the process for `seconds`, as SIGSTOP does. Its monotonic clock continues."""
+        self.world.say(self.name, "is frozen for %.1f s", seconds)
         self.frozen_until = self.world.now + seconds
 
     def stop(self) -> None:
-        """As by SIGTERM."""
-        self.world.say(self.name, "is told to stop")
+        """Stop the process, as SIGTERM does."""
+        self.world.say(self.name, "gets SIGTERM")
         self.is_stopping = True
         self.tell()
 
     def tell(self) -> None:
         """End the sleep of the loop."""
-        self._is_told = True
+        self._is_woken = True
         if self._pause is not None:
             self._pause.end()
 
@@ -127,7 +129,7 @@ class Process:
             return
         world = self.world
         worker = self.worker = self._make(
-            app, cast(Any, self._link), card, bell=self._bell, wake_loop=self.tell, slots=self._slots,
+            app, cast(Any, self._connection), card, bell=self._bell, wake_loop=self.tell, slots=self._slots,
             clock=world.seconds, spread=world.random.uniform,
         )  # fmt: skip
         self._heartbeat = world.start(self._beat)
@@ -152,8 +154,8 @@ class Process:
         pause = 0.2
         while not self.is_stopping:
             try:
-                self._link.declare(app.name, card.generation or "", app._definitions)
-                self._link.register(card)
+                self._connection.declare(app.name, card.generation or "", app._definitions)
+                self._connection.register(card)
             except DatabaseUnavailable:
                 self._sleep(pause)
                 pause = min(pause * 2, 5.0)
@@ -162,15 +164,15 @@ class Process:
         return False
 
     def _sleep(self, seconds: float) -> None:
-        if not self._is_told:
+        if not self._is_woken:
             self._pause = Pause()
-            # A wait of nothing would let no time pass at all.
+            # A wait of 0 s would never let time pass.
             self.world.wait(max(seconds, 0.0001), self, self._pause)
-        self._pause, self._is_told = None, False
+        self._pause, self._is_woken = None, False
 
     def continue_as(self, worker: uuid.UUID) -> None:
-        """The heart beats for a new identity, after the old one was declared dead."""
-        self.world.say(self.name, "was declared dead and goes on under a new name")
+        """Send heartbeats for a new identity, after the old one was declared dead."""
+        self.world.say(self.name, "was declared dead and continues under a new identity")
         self.id = worker
         self._is_refused = False
 
@@ -179,10 +181,10 @@ class Process:
             worker.release()
             worker.store.forget(worker.id)
         except PgCronError as error:
-            self.world.say(self.name, "could not hand back: %s", error)
+            self.world.say(self.name, "could not return its jobs: %s", error)
         self.world.say(self.name, "has stopped")
 
-    # The heart
+    # Heartbeat
 
     def _beat(self) -> None:
         while not self.is_dead:
@@ -192,7 +194,7 @@ class Process:
         me, worker = self.id, self.worker
         assert worker is not None
         try:
-            if not self._heart_link.beat(me, worker.slots.busy, 0.0, worker.stopping) and me == self.id:
+            if not self._heartbeat_connection.beat(me, worker.slots.busy, 0.0, worker.stopping) and me == self.id:
                 self._is_refused = True
                 self.tell()
         except (DatabaseUnavailable, SchemaMismatch):
@@ -201,7 +203,7 @@ class Process:
 
 
 class Bell:
-    """The doorbell as a listener hears it: a moment later, and in a storm not always."""
+    """A doorbell whose notifications arrive after a moment, and during a storm are sometimes lost."""
 
     is_live = True
     busy_seconds = 0.0
@@ -220,10 +222,10 @@ class Bell:
         return rung, 3600.0
 
     def cut(self) -> None:
-        """It never hangs."""
+        """Do nothing: it never hangs."""
 
     def rest(self, seconds: float) -> None:
-        """It has no connection."""
+        """Do nothing: it has no connection."""
 
     def close(self) -> None:
         if self._ring in self._world.bells:
@@ -241,7 +243,7 @@ class Bell:
 
 
 class SimulatedSlots(Slots):
-    """Slots in virtual time: a job lasts as long as is drawn, whatever the loop is waiting for meanwhile."""
+    """Slots in virtual time. The duration of a job is random and independent of the loop."""
 
     def __init__(self, process: Process, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -255,7 +257,7 @@ class SimulatedSlots(Slots):
         self._fill()
 
     def close(self, *args: Any, **options: Any) -> None:
-        """There are no threads."""
+        """Do nothing: there are no threads."""
 
     def _fill(self) -> None:
         while self._waiting and self._serving < self.count and not self._process.is_dead:

@@ -1,7 +1,7 @@
-"""Producers: the real stock of ids and the real order of statements, on the simulated server.
+"""Producers with the production stock of ids and order of statements, on the simulated server.
 
-`pg.enqueue` holds the protocol (draw, insert, on a lost reply insert again) and the SQL. The protocol runs here as it
-is; each of its statements is a verb of `database.Database`.
+`pg.enqueue` contains the protocol (draw, insert, insert again after a lost reply) and its SQL. The protocol is used
+unchanged; each of its statements is a method of `database.Database`.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ from .connection import Connection
 from .invariants import Ledger
 from .world import World
 
-# What ends a hanging call of a producer: the limits of TCP.
+# Seconds after which a hanging call of a producer ends: the TCP timeouts.
 PATIENCE = 30.0
 
 
 class Enqueuer(Enqueueing):
-    """PostgreSQL's verb of producers over a simulated link."""
+    """The enqueueing of the PostgreSQL store over a simulated connection."""
 
     rings = True
 
     def __init__(self, connection: Connection) -> None:
-        # Its own connections are never opened.
+        # No real connection is opened.
         super().__init__(cast(Any, None), "simulated")
-        self._link = connection
+        self._connection = connection
 
     @property
     def generation(self) -> int:
-        return self._link.generation
+        return self._connection.generation
 
     def ring(self) -> None:
-        self._link.ring()
+        self._connection.ring()
 
     def _draw(self, count: int) -> list[int]:
-        drawn: list[int] = self._link.draw(count)
+        drawn: list[int] = self._connection.draw(count)
         return drawn
 
     def _draw_anew(self, taken: Sequence[int], why: str) -> list[int]:
         self._stock.empty()
-        drawn: list[int] = self._link.draw_anew(len(taken))
+        drawn: list[int] = self._connection.draw_anew(len(taken))
         return drawn
 
     def _insert(self, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int) -> bool:
         try:
-            is_in: bool = self._link.insert_unless_ended(ids, jobs)
+            is_in: bool = self._connection.insert_unless_ended(ids, jobs)
         except DatabaseRefused:
             return False
         self.ring()
         return is_in
 
     def _insert_again(self, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int) -> bool:
-        is_ours: bool = self._link.insert_again(ids, jobs)
+        is_ours: bool = self._connection.insert_again(ids, jobs)
         return is_ours
 
 
 class Credulous(Enqueuer):
-    """A producer that takes any row under its id for its own when a reply was lost, and keeps its ids for ever."""
+    """A producer that after a lost reply takes any row with its id for its own, and never drops its stock of ids."""
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[int]:
         ids = self._ids(len(jobs))
         try:
-            self._link.insert(ids, jobs)
+            self._connection.insert(ids, jobs)
         except DatabaseUnavailable:
-            self._link.insert_where_free(ids, jobs)
+            self._connection.insert_where_free(ids, jobs)
         self.ring()
         return ids
 
@@ -81,12 +81,11 @@ class Credulous(Enqueuer):
         return taken
 
 
-# Until the nonce is in pg.enqueue.
-DEFAULT = Enqueuer if hasattr(Enqueueing, "_put_in") else Credulous
+DEFAULT = Enqueuer
 
 
 class Producer:
-    """A process that enqueues now and then, until it has enqueued enough."""
+    """A process that makes `calls` calls of `delay()`, with random pauses."""
 
     def __init__(
         self, world: World, ledger: Ledger, number: int, *, calls: int, pause: float, make: type[Enqueuer]
@@ -99,7 +98,7 @@ class Producer:
         self._ledger = ledger
         self._calls = calls
         self._pause = pause
-        connection = Connection(world, self.name, self, patience=PATIENCE, on_effects=ledger.heed)
+        connection = Connection(world, self.name, self, patience=PATIENCE, on_effects=ledger.record)
         self._enqueuer = make(connection)
         self.task = world.start(self._run)
 

@@ -1,4 +1,4 @@
-"""One run: a seed, a storm or several, and the calm after them."""
+"""One run of the simulation: one or two periods of faults (storms), and a quiet period after them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,35 @@ from dataclasses import dataclass, field
 from greenlet import GreenletExit
 
 import pgcron_lite.worker.loop
-from pgcron_lite.memory.tables import Tables
 from pgcron_lite.schedules import schedule
 from pgcron_lite.worker.loop import Worker
 
 from .app import LEASE_SECONDS
-from .database import Database, PlainKeys
+from .database import Database
 from .invariants import STRANDED_SECONDS, Ledger, Violation
 from .processes import Process
 from .producers import DEFAULT, Enqueuer, Producer
 from .world import FAULTS, World
 
-# Until ids that are used twice are no trouble.
-DATABASE = Database if hasattr(Tables, "_beside") else PlainKeys
-# How long the end of everything may take after the last fault.
+# Maximum seconds from the last fault to the end of all jobs.
 PATIENCE = 900.0
-# In a simulation there are dozens of jobs, and what a worker does with hundreds has to be seen too.
+# A simulation has dozens of jobs. A lower threshold makes workers do what they do with hundreds in production.
 SERIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Which machines run and what may go wrong. Tests put machines without a safeguard in."""
+    """The classes that run, and the faults that occur. Tests use classes without a safeguard."""
 
     faults: frozenset[str] = frozenset(FAULTS)
     worker: type[Worker] = Worker
     enqueuer: type[Enqueuer] = DEFAULT
-    database: type[Database] = DATABASE
+    database: type[Database] = Database
 
 
 @dataclass(slots=True)
 class Result:
-    """What a seed came to."""
+    """The result of a run."""
 
     seed: int
     violation: Violation | None = None
@@ -71,7 +68,7 @@ def run(seed: int, options: Options = Options(), *, traces: bool = False) -> Res
 
 
 class Drive:
-    """The processes of a world, and what is done to them."""
+    """The processes of a world, and the faults that are injected."""
 
     def __init__(self, world: World, options: Options) -> None:
         self.world = world
@@ -89,7 +86,7 @@ class Drive:
             for number in (1, 2)
         ]
         self._storms = world.random.choice((1, 1, 2))
-        world.after(1.0, self._blow)
+        world.after(1.0, self._begin_storm)
 
     def until_quiet(self) -> None:
         world, ledger = self.world, self.ledger
@@ -97,10 +94,10 @@ class Drive:
             world.step()
             ledger.check()
             if world.steps > 200_000:
-                raise Violation("livelock", "200,000 events and no end")
+                raise Violation("livelock", "not ended after 200,000 events")
             if self._is_over and world.now - world.troubled_at > PATIENCE:
                 ledger.check_end()
-                raise Violation("not ended", f"{PATIENCE:g} s after the last fault not all is quiet")
+                raise Violation("not ended", f"{PATIENCE:g} s after the last fault there are still events")
         ledger.check_end()
 
     def close(self) -> None:
@@ -123,8 +120,8 @@ class Drive:
 
     # Faults
 
-    def _blow(self) -> None:
-        """A storm begins."""
+    def _begin_storm(self) -> None:
+        """Begin a storm, in which statements fail at random."""
         world = self.world
         self._storms -= 1
         lasts = world.random.uniform(10.0, 60.0)
@@ -132,19 +129,19 @@ class Drive:
         world.say("WORLD", "a storm of %.0f s: one statement in %.0f goes wrong", lasts, 1 / world.storm.chance)
         world.trouble(lasts)
         for _ in range(world.random.choice((0, 2, 4, 8))):
-            world.after(world.random.uniform(0.0, lasts), self._strike)
-        world.after(lasts, self._calm)
+            world.after(world.random.uniform(0.0, lasts), self._inject_fault)
+        world.after(lasts, self._end_storm)
 
-    def _calm(self) -> None:
+    def _end_storm(self) -> None:
         world = self.world
         world.say("WORLD", "the storm is over")
         if self._storms > 0:
-            # Long enough to find what is stranded, or not.
-            world.after(world.random.choice((5.0, 150.0)), self._blow)
+            # Either too short or long enough for stranded jobs to be found.
+            world.after(world.random.choice((5.0, 150.0)), self._begin_storm)
         else:
             self._is_over = True
 
-    def _strike(self) -> None:
+    def _inject_fault(self) -> None:
         world, random = self.world, self.world.random
         if not world.strikes:
             return
@@ -152,11 +149,11 @@ class Drive:
         if fault in ("outage", "failover"):
             return self._outage(random.choice((0.5, 5.0, 40.0)), fails_over=fault == "failover")
         if fault == "reset":
-            return self._set_back()
-        living = [process for process in self.ledger.processes if not process.is_dead]
-        if not living:
+            return self._rewind_sequence()
+        live = [process for process in self.ledger.processes if not process.is_dead]
+        if not live:
             return
-        victim = random.choice(living)
+        victim = random.choice(live)
         if fault == "kill":
             world.trouble()
             victim.kill()
@@ -170,14 +167,14 @@ class Drive:
 
     def _outage(self, lasts: float, *, fails_over: bool) -> None:
         world = self.world
-        world.say("WORLD", "the server is gone for %.1f s", lasts)
+        world.say("WORLD", "the server is unavailable for %.1f s", lasts)
         world.away_until = world.now + lasts
         world.era += 1
         world.trouble(lasts + 40.0)
         if fails_over:
-            self._set_back()
+            self._rewind_sequence()
 
-    def _set_back(self) -> None:
+    def _rewind_sequence(self) -> None:
         sequence = self.world.database.sequence
         behind = self.world.random.randint(1, 40)
         sequence.last = max(0, sequence.last - behind)
@@ -193,7 +190,7 @@ class Drive:
         )  # fmt: skip
 
     def _restart(self, _: Process) -> None:
-        """A platform starts the next one."""
+        """Start the next worker, as a platform does."""
         pause = self.world.random.choice((0.5, 5.0))
         self.world.trouble(pause)
         self.world.after(pause, self._start)
@@ -201,7 +198,7 @@ class Drive:
 
 @contextlib.contextmanager
 def _deterministic(world: World) -> Iterator[None]:
-    """Tokens come from the seed, so a run can be repeated; and a worker pipelines with a few jobs."""
+    """Draw tokens from the seed, so that a run can be repeated, and let workers pipeline with a few jobs."""
     uuid4, series = uuid.uuid4, pgcron_lite.worker.loop.SERIES
     uuid.uuid4 = lambda: uuid.UUID(int=world.random.getrandbits(128), version=4)
     pgcron_lite.worker.loop.SERIES = SERIES
@@ -213,7 +210,7 @@ def _deterministic(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logged(world: World) -> Iterator[None]:
-    """The log goes into the trace, or nowhere."""
+    """Write the log to the trace, if there is one."""
     logger = logging.getLogger("pgcron_lite")
     level, propagates = logger.level, logger.propagate
     handler = _IntoTrace(world)

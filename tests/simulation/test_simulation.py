@@ -1,6 +1,6 @@
-"""The simulation in the suite: a fixed number of seeds, and proof that each invariant can fail.
+"""Tests with the simulation: a fixed number of seeds, and checks that it detects missing safeguards.
 
-Each safeguard is taken away in turn, and the simulation has to notice. `python -m tests.simulation` runs more seeds.
+Each safeguard is disabled in turn, and the simulation has to detect it. `python -m tests.simulation` runs more seeds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MAX_SEEDS = 120
 
 
 def first_violation(options: Options, *kinds: str) -> Result:
-    """The first seed that violates one of these invariants."""
+    """Return the result of the first seed that violates one of these invariants."""
     __tracebackhide__ = True
     for seed in range(1, MAX_SEEDS + 1):
         result = run(seed, options)
         if result.violation is not None and result.violation.kind in kinds:
             return result
-    pytest.fail(f"none of {MAX_SEEDS} seeds has found: {', '.join(kinds)}")
+    pytest.fail(f"none of {MAX_SEEDS} seeds violates: {', '.join(kinds)}")
 
 
 @pytest.mark.parametrize("first", range(1, 5 * BLOCK, BLOCK))
-def test_every_invariant_holds_whatever_goes_wrong(first: int) -> None:
+def test_every_invariant_holds_under_faults(first: int) -> None:
     for seed in range(first, first + BLOCK):
         result = run(seed)
 
@@ -50,11 +50,11 @@ def test_a_run_is_repeated_exactly_by_its_seed() -> None:
     assert len(first.trace) > 100
 
 
-# What it finds when a safeguard is missing.
+# Missing safeguards
 
 
 class NeverCompares(Worker):
-    """A worker that takes an empty answer for proof that its claim was never committed."""
+    """A worker that treats an empty result as proof that its claim was never committed."""
 
     def _reconcile(self, held: Mapping[uuid.UUID, int]) -> None:
         """Compare nothing."""
@@ -68,10 +68,10 @@ def test_it_finds_jobs_stranded_by_a_claim_that_commits_late() -> None:
     assert "which is alive" in str(result.violation)
 
 
-def test_it_finds_that_an_id_of_history_is_not_survived() -> None:
+def test_it_finds_a_worker_that_cannot_handle_an_id_in_history() -> None:
     options = Options(frozenset({"failover", "reset"}), database=PlainKeys)
 
-    # A worker that takes the refusal for its end, or one that cannot write the outcome down.
+    # The worker ends because of the refusal, or cannot store the outcome.
     first_violation(options, "worker ended", "not ended", "lost", "stranded", "tick open")
 
 
@@ -81,17 +81,17 @@ def test_it_finds_an_acknowledged_job_that_was_never_stored() -> None:
 
     result = first_violation(options, "not stored")
 
-    assert "was told that job" in str(result.violation)
+    assert "from delay(); that row is" in str(result.violation)
 
 
-def test_it_finds_a_second_job_made_by_bytes_that_were_held_back() -> None:
+def test_it_finds_a_second_job_created_by_a_late_insert() -> None:
     options = Options(frozenset({"late", "stall", "twice"}), enqueuer=Credulous, database=Database)
 
     first_violation(options, "stored twice")
 
 
 class Unfenced(Database):
-    """A server that lets an outcome of an old claim end a job that was claimed anew."""
+    """A server on which an outcome of an old claim can end a job that was claimed again."""
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
         running = {job.id: job for job in self._running()}
@@ -100,7 +100,7 @@ class Unfenced(Database):
         ])
 
 
-def test_it_finds_a_stale_owner_that_changes_something() -> None:
+def test_it_finds_a_write_of_a_stale_owner() -> None:
     first_violation(Options(frozenset(FAULTS) - {"reset", "failover"}, database=Unfenced), "fence")
 
 
@@ -112,19 +112,19 @@ class Hasty(Worker):
         self._reaper.lease_seconds /= 3
 
 
-def test_it_finds_a_living_worker_that_is_robbed() -> None:
-    first_violation(Options(frozenset({"silent", "stall", "late"}), worker=Hasty), "robbed")
+def test_it_finds_a_live_worker_that_is_declared_dead() -> None:
+    first_violation(Options(frozenset({"silent", "stall", "late"}), worker=Hasty), "live worker reaped")
 
 
 class Charging(Database):
-    """A server that charges a job for the death of its worker."""
+    """A server on which the crash of a worker uses up an attempt of its jobs."""
 
-    def _rescue(self, job: Job, *, guilty: bool) -> Job:
-        rescued = super()._rescue(job, guilty=guilty)
+    def _rescue(self, job: Job, *, counts_crash: bool) -> Job:
+        rescued = super()._rescue(job, counts_crash=counts_crash)
         return rescued if rescued.is_final else self._keep(rescued.changed(attempt=rescued.attempt + 1))
 
 
-def test_it_finds_an_attempt_that_was_not_made() -> None:
+def test_it_finds_an_attempt_that_did_not_happen() -> None:
     first_violation(Options(frozenset({"kill"}), database=Charging), "attempts")
 
 
@@ -139,7 +139,7 @@ def test_it_finds_a_tick_that_was_never_decided() -> None:
     first_violation(Options(frozenset(), database=Forgetful), "tick missing")
 
 
-def test_a_violation_says_what_and_the_trace_how_it_came() -> None:
+def test_the_trace_shows_the_faults_that_led_to_a_violation() -> None:
     options = Options(frozenset({"late", "commits_late"}), worker=NeverCompares)
     seed = first_violation(options, "stranded").seed
 

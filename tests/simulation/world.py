@@ -1,4 +1,4 @@
-"""Virtual time: events in their order, and greenlets that wait for them. Nothing sleeps and nothing is a thread."""
+"""Virtual time: events in order, and greenlets that wait for them, without sleeping and without threads."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from greenlet import getcurrent, greenlet
 from .database import Database
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-# The machines take a stopwatch that shows 0 for one that was never read.
+# Not 0: in the production code a monotonic time of 0 means "never".
 FIRST_SECOND = 1_000_000.0
 
 # Faults of one statement, and faults of processes and of the server.
 OF_STATEMENTS = (
     "refused",    # the statement never arrives, and the connection breaks
     "lost",       # it is committed, and the connection breaks before the reply
-    "silent",     # nothing comes back, and nothing breaks until the guard cuts the connection
-    "late",       # its bytes arrive when the connection has been given up
-    "commits_late",  # it is evaluated, holds its locks, and is committed when the connection has been given up
+    "silent",     # there is no reply, and the connection stays open until the guard cuts it
+    "late",       # its bytes arrive after the caller has abandoned the connection
+    "commits_late",  # it is evaluated, holds its locks, and is committed after the caller has abandoned the connection
     "twice",      # its bytes arrive a second time
     "stall",      # it takes long, and the reply arrives
 )  # fmt: skip
 STRIKES = (
-    "outage",     # the server is gone for a while
+    "outage",     # the server is unavailable for a while
     "failover",   # the same, and the sequence of ids is behind afterwards
     "kill",       # a process is killed
-    "freeze",     # a process stands still
+    "freeze",     # a process is frozen
     "stop",       # a process gets SIGTERM
-    "reset",      # the sequence is moved back with no outage at all
+    "reset",      # the sequence is moved back without an outage
 )  # fmt: skip
-# And a job may kill whoever runs it.
+# In addition, a job may kill the worker that runs it.
 FAULTS = (*OF_STATEMENTS, *STRIKES, "poison")
 
-# When, in which order, and what; None if it was called off.
+# Time, number and action; the action is None if the event was cancelled.
 Event = list[Any]
 
 
 class Freezable(Protocol):
-    """What may stand still for a while, or be gone for ever."""
+    """A process that may be frozen for a while, or be dead."""
 
     is_dead: bool
     frozen_until: float
@@ -52,7 +52,7 @@ class Freezable(Protocol):
 
 @dataclass(slots=True)
 class Storm:
-    """How bad it is: how often a statement goes wrong."""
+    """A period in which statements fail with the probability `chance`."""
 
     until: float = 0.0
     chance: float = 0.0
@@ -71,12 +71,12 @@ class World:
         self.of_statements = [name for name in OF_STATEMENTS if name in faults]
         self.strikes = [name for name in STRIKES if name in faults]
         self.storm = Storm()
-        # When anything last went wrong, and until when the server is away.
+        # The time of the last fault, including its effects, and the end of the server's outage.
         self.troubled_at = 0.0
         self.away_until = -1.0
-        # Counts crashes of the server: what was on its way then is gone.
+        # Number of crashes of the server. A crash discards all statements in transit.
         self.era = 0
-        # Statements that will be evaluated or committed some time after their caller has given up.
+        # Number of statements in transit: not yet evaluated, or not yet committed.
         self.on_their_way = 0
         self.trace: list[str] | None = [] if traces else None
         self.bells: list[Callable[[], None]] = []
@@ -90,23 +90,23 @@ class World:
     # Clocks
 
     def datetime(self) -> datetime:
-        """The clock of the database."""
+        """Return the time of the database's clock."""
         return START + timedelta(seconds=self.now)
 
     def seconds(self) -> float:
-        """The stopwatch of the machines."""
+        """Return the time of the processes' monotonic clock."""
         return FIRST_SECOND + self.now
 
     # Events
 
     def after(self, seconds: float, do: Callable[[], None]) -> Event:
-        """Have something happen then. The event is called off by taking its deed away."""
+        """Schedule `do`. To cancel the event, set its third item to None."""
         event: Event = [self.now + max(0.0, seconds), next(self._numbers), do]
         heapq.heappush(self._events, event)
         return event
 
     def step(self) -> None:
-        """The next event happens."""
+        """Advance to the next event and run it."""
         while (event := heapq.heappop(self._events))[2] is None:
             pass
         self.now, _, do = event
@@ -114,7 +114,7 @@ class World:
         do()
 
     def start(self, run: Callable[[], None]) -> greenlet:
-        """Run something that waits, in a greenlet of its own, from the next event on."""
+        """Run a function that waits, in a new greenlet, from the next event on."""
         task = greenlet(run, parent=self.hub)
         self.after(0.0, lambda: self.resume(task))
         return task
@@ -124,30 +124,30 @@ class World:
             task.parent = self.hub
             task.switch()
 
-    def wait(self, seconds: float | None, who: Freezable, pause: Pause | None = None) -> bool:
-        """Wait here until `pause` is ended, at most `seconds`. Returns False if the time is up."""
+    def wait(self, seconds: float | None, process: Freezable, pause: Pause | None = None) -> bool:
+        """Wait until `pause` is ended, at most for `seconds`. Return False if it was not."""
         pause = Pause() if pause is None else pause
         if pause.is_over:
             return True
-        pause.begin(self, getcurrent(), who)
+        pause.begin(self, getcurrent(), process)
         timer = None if seconds is None else self.after(seconds, pause.wake)
         self.hub.switch()
         if timer is not None:
             timer[2] = None
         return pause.is_over
 
-    # Words
+    # Trace
 
     def name(self, thing: Any, kind: str) -> str:
-        """A short name for a token, the same in each run of a seed."""
+        """Return a short name for a token, the same in each run of a seed."""
         if thing not in self._names:
             self._names[thing] = f"{kind}{sum(name.startswith(kind) for name in self._names.values()) + 1}"
         return self._names[thing]
 
-    def say(self, who: str, what: str, *args: Any) -> None:
-        """A line of the trace. Costs nothing when there is none."""
+    def say(self, actor: str, what: str, *args: Any) -> None:
+        """Add a line to the trace, if there is one."""
         if self.trace is not None:
-            self.trace.append(f"{self.now:9.3f}  {who:<12} {what % args if args else what}")
+            self.trace.append(f"{self.now:9.3f}  {actor:<12} {what % args if args else what}")
 
     # Faults
 
@@ -155,7 +155,7 @@ class World:
         return fault in self.faults
 
     def trouble(self, lasts: float = 0.0) -> None:
-        """Something goes wrong now, and its effect is there for so many seconds."""
+        """Record a fault now, whose effects last for `lasts` seconds."""
         self.troubled_at = max(self.troubled_at, self.now + lasts)
 
     @property
@@ -168,34 +168,34 @@ class World:
 
 
 class Pause:
-    """A wait that somebody may end before its time, once."""
+    """A wait that can be ended early, once."""
 
     def __init__(self) -> None:
         self.is_over = False
         self._task: greenlet | None = None
         self._world: World | None = None
-        self._who: Freezable | None = None
+        self._process: Freezable | None = None
 
-    def begin(self, world: World, task: greenlet, who: Freezable) -> None:
-        self._world, self._task, self._who = world, task, who
+    def begin(self, world: World, task: greenlet, process: Freezable) -> None:
+        self._world, self._task, self._process = world, task, process
 
     def end(self) -> None:
-        """What was waited for is there."""
+        """End the wait."""
         if not self.is_over:
             self.is_over = True
             self.wake()
 
     def wake(self) -> None:
-        """Resume who waits, whether or not it has come."""
-        world, who, task = self._world, self._who, self._task
-        if task is None or world is None or who is None or who.is_dead:
+        """Resume the waiting greenlet, even if the wait was not ended."""
+        world, process, task = self._world, self._process, self._task
+        if task is None or world is None or process is None or process.is_dead:
             return
-        if who.frozen_until > world.now:
-            # The process gets no processor until then.
-            world.after(who.frozen_until - world.now, self.wake)
+        if process.frozen_until > world.now:
+            # The process is frozen until then.
+            world.after(process.frozen_until - world.now, self.wake)
             return
         self._task = None
         if getcurrent() is world.hub:
             task.switch()
         else:
-            world.after(0.0, lambda: None if who.is_dead else world.resume(task))
+            world.after(0.0, lambda: None if process.is_dead else world.resume(task))
