@@ -57,7 +57,7 @@ def some_jobs(count: int, **options: Any) -> list[Job]:
 def looked(seconds: float, count: int = 1, generation: int = 1) -> ClaimCursor:
     """Marks after a look from the beginning that cost the server so long beside what it brought."""
     claim_cursor = ClaimCursor()
-    claim_cursor.begin(some_jobs(count), seconds + count * ROW_SECONDS, generation)
+    claim_cursor.restart(some_jobs(count), seconds + count * ROW_SECONDS, generation)
     return claim_cursor
 
 
@@ -67,36 +67,36 @@ def looked(seconds: float, count: int = 1, generation: int = 1) -> ClaimCursor:
 def test_the_first_claim_starts_at_the_beginning(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
 
-    assert not claim_cursor.hold(1000, 1)
-    assert not claim_cursor.hold(1000, -1)
+    assert not claim_cursor.may_continue(1000, 1)
+    assert not claim_cursor.may_continue(1000, -1)
     assert claim_cursor.pause == 0.0
 
 
 def test_a_look_that_brought_nothing_leaves_nothing_to_start_at(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
-    claim_cursor.begin([], 5.0, 1)
+    claim_cursor.restart([], 5.0, 1)
 
-    assert not claim_cursor.hold(1000, 1)
+    assert not claim_cursor.may_continue(1000, 1)
 
 
 def test_after_a_cheap_look_the_marks_serve_a_series_of_large_claims_alone(moment: Moment) -> None:
     claim_cursor = looked(EXPENSIVE / 2)
 
-    assert claim_cursor.hold(SERIES, 1)
-    assert not claim_cursor.hold(SERIES - 1, 1)
+    assert claim_cursor.may_continue(SERIES, 1)
+    assert not claim_cursor.may_continue(SERIES - 1, 1)
     assert claim_cursor.pause == 0.0
 
 
 def test_after_a_dear_look_they_serve_any_claim(moment: Moment) -> None:
     claim_cursor = looked(EXPENSIVE * 2)
 
-    assert claim_cursor.hold(1, 1)
+    assert claim_cursor.may_continue(1, 1)
     assert claim_cursor.pause > 0.0
 
 
 def test_what_many_rows_take_does_not_make_a_look_dear(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
-    claim_cursor.begin(some_jobs(500), 500 * ROW_SECONDS + EXPENSIVE / 2, 1)
+    claim_cursor.restart(some_jobs(500), 500 * ROW_SECONDS + EXPENSIVE / 2, 1)
 
     assert not claim_cursor.is_expensive
 
@@ -104,8 +104,8 @@ def test_what_many_rows_take_does_not_make_a_look_dear(moment: Moment) -> None:
 def test_over_another_connection_nothing_is_known(moment: Moment) -> None:
     claim_cursor = looked(EXPENSIVE * 2, generation=1)
 
-    assert claim_cursor.hold(1000, 1)
-    assert not claim_cursor.hold(1000, 2)
+    assert claim_cursor.may_continue(1000, 1)
+    assert not claim_cursor.may_continue(1000, 2)
 
 
 @pytest.mark.parametrize("cost", [0.001, EXPENSIVE * 2, 0.5, 60.0])
@@ -114,9 +114,9 @@ def test_the_dearer_a_look_was_the_later_is_the_next_and_never_is_it_late(moment
     window = min(cost * BUSY_SHARE, MAX_SECONDS)
 
     moment.now += window * 0.99
-    assert claim_cursor.hold(1000, 1)
+    assert claim_cursor.may_continue(1000, 1)
     moment.now += window * 0.02
-    assert not claim_cursor.hold(1000, 1)
+    assert not claim_cursor.may_continue(1000, 1)
 
     assert window <= 1.0
 
@@ -133,7 +133,7 @@ def test_a_worker_with_nothing_to_do_looks_again_sooner(moment: Moment, cost: fl
 def test_a_cheap_look_takes_back_that_looks_are_dear(moment: Moment) -> None:
     claim_cursor = looked(1.0)
 
-    claim_cursor.begin([], 0.001, 1)
+    claim_cursor.restart([], 0.001, 1)
 
     assert not claim_cursor.is_expensive
     assert claim_cursor.pause == 0.0
@@ -156,7 +156,7 @@ def test_a_look_that_brought_something_forgets_the_levels_it_did_not_come_to(mom
     claim_cursor = ClaimCursor()
     claim_cursor.advance(some_jobs(1, queue="mail"))
 
-    claim_cursor.begin(some_jobs(1), 0.001, 1)
+    claim_cursor.restart(some_jobs(1), 0.001, 1)
 
     assert list(claim_cursor.last) == [("default", 0)]
 
@@ -165,7 +165,7 @@ def test_a_look_that_brought_nothing_forgets_nothing(moment: Moment) -> None:
     claim_cursor = looked(1.0)
     before = dict(claim_cursor.last)
 
-    claim_cursor.begin([], 1.0, 1)
+    claim_cursor.restart([], 1.0, 1)
 
     assert claim_cursor.last == before
     assert before
