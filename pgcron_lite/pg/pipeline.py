@@ -50,7 +50,7 @@ class Pipelining(Claiming, Settling):
         """
         reply = PipelineReply()
         # A direct URL that differs may log in as another role, which may lack the rights for these statements.
-        second = self._bell.lent() if self._bell is not None and self.direct == self.address else None
+        second = self._bell.spare_connection() if self._bell is not None and self.direct == self.address else None
         if second is None:
             yield reply
             reply.settled = self.settle(outcomes)

@@ -87,7 +87,7 @@ def test_a_statement_on_a_frozen_backend_ends_by_itself(
 ) -> None:
     if pooled:
         # A pooler answers with a backend's number that is not the one it gave at login.
-        monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+        monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection = Connection(parse_url(pg_url, application="pgcron test"), "pgcron")
     connection.alone("create table public.things (id int)")
     # What has been prepared before goes another way than what has not.

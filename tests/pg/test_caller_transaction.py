@@ -470,8 +470,8 @@ def made(thing: Any) -> Iterator[Any]:
     [
         (lambda url: Stranger(), "test_caller_transaction.Stranger: expected a psycopg 3 or psycopg2 connection"),
         (lambda url: url, "builtins.str: expected a psycopg 3 or psycopg2 connection"),
-        (lambda url: alchemy_engine(url), "executes nothing; pass the Session or Connection"),
-        (lambda url: orm.sessionmaker(alchemy_engine(url)), "executes nothing; pass the Session"),
+        (lambda url: alchemy_engine(url), "this cannot execute statements; pass the Session or Connection"),
+        (lambda url: orm.sessionmaker(alchemy_engine(url)), "cannot execute statements; pass the Session"),
         (lambda url: alchemy_engine("sqlite://").connect(), "connected to sqlite, and the queue is in PostgreSQL"),
         (lambda url: orm.Session(alchemy_engine("sqlite://")), "connected to sqlite, and the queue is in PostgreSQL"),
         (lambda url: django_wrapper("sqlite3", NAME=":memory:"), "connected to sqlite, and the queue is in PostgreSQL"),

@@ -128,7 +128,7 @@ def test_a_default_of_read_only_transactions_is_overruled(
         " end $$"
     )
     if pooled:
-        monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+        monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection = make_connection()
 
     connection.rows("insert into public.things values (1)")
@@ -146,7 +146,7 @@ def test_nothing_is_set_for_a_session_that_may_be_shared(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A pooler answers with a backend's number that is not the one it gave at login.
-    monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+    monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection.rows("select 1")
     with connection.transaction() as conn:
         conn.execute("select 1")
@@ -327,7 +327,8 @@ def test_a_connection_that_has_something_else_to_say_is_kept(
     admin.execute("notify anything")
     eventually(
         lambda: (
-            connection_module._has_said_more(connection.connection()) and time.monotonic() - connection._used_at > 0.1
+            time.monotonic() - connection._used_at > 0.1
+            and connection_module._has_unread_input(connection.connection())
         )
     )
 

@@ -112,7 +112,7 @@ def test_a_job_whose_id_is_in_history_ends_behind_a_pooler_as_well(store: Postgr
     with store.pool.take() as connection:
         # As behind a pooler: no statement is prepared.
         connection.close()
-        connection._trusts_plans = False
+        connection._may_prepare = False
     [job] = store.claim(ME, uuid.uuid4(), ["*"], ["note"], 1)
 
     settled = store.settle([Outcome(job.id, job.claim or ME, "done")])

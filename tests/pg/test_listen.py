@@ -119,10 +119,10 @@ def test_a_ring_ends_a_sleep_on_its_socket(listener: Listener, store: PostgresSt
 
 def test_a_ring_that_came_with_something_else_is_not_left_lying(listener: Listener, store: PostgresStore) -> None:
     # Taken in by psycopg while a statement ran on the same connection: the socket is silent afterwards.
-    assert listener._link is not None
+    assert listener._connection is not None
     store.ring()
     eventually(lambda: backends_wrote(listener))
-    listener._link.alone("select 1")
+    listener._connection.alone("select 1")
 
     assert has_rung(listener)
 
@@ -340,7 +340,7 @@ def test_what_it_cannot_send_it_cannot_prove(pg_url: str, caplog: pytest.LogCapt
 
 
 def test_a_statement_of_its_own_that_hangs_can_be_ended_from_another_thread(listener: Listener) -> None:
-    connection = listener._link
+    connection = listener._connection
     assert connection is not None
     assert listener.busy_seconds == 0.0
     ended: list[str] = []

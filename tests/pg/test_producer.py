@@ -494,7 +494,7 @@ def test_a_row_that_cannot_be_decoded_fails_alone_and_says_why(
         # As behind a pooler, where nothing is prepared and rows come as text.
         store.pool.close()
         connection = Connection(store.address, "pgcron")
-        connection._trusts_plans = False
+        connection._may_prepare = False
         store.pool = Pool(lambda: connection, 1)
     app = PgCron("shop", url="memory://")
     app.task(name="ok")(lambda *args: None)

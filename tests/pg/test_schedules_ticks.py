@@ -38,7 +38,7 @@ def test_a_job_that_is_called_off_is_reported_so_though_its_tick_cannot_be_noted
             conn.execute("lock table pgcron.ticks in access exclusive mode")
             assert getattr(store, verb)("default" if verb == "clear" else job_id)
 
-        assert "will note later" in caplog.text
+        assert "will record later" in caplog.text
         store.watch()
         outcome = "deleted" if verb == "delete" else "cancelled"
         assert conn.execute("select outcome from pgcron.ticks").fetchall() == [(outcome,)]

@@ -251,7 +251,7 @@ def test_behind_a_pooler_a_single_enqueue_is_still_one_trip(
     make_store: Callable[..., PostgresStore], wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A pooler answers with a backend's number that is not the one it gave at login.
-    monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+    monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     store = make_store(rings=False)
     many(store, 3)
     store._stock.take(1, store._draw)
@@ -374,7 +374,7 @@ def test_the_question_of_an_idle_worker_is_the_look(
 ) -> None:
     # A statement that is not prepared is sent in words each time.
     monkeypatch.setattr(
-        connection_module.Connection, "_settle_in", lambda self, conn: setattr(conn, "prepare_threshold", None)
+        connection_module.Connection, "_configure_session", lambda self, conn: setattr(conn, "prepare_threshold", None)
     )
     worker = hire()
 
