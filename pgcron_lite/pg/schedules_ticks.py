@@ -47,7 +47,7 @@ class SchedulesTicks(Statements):
         }
 
     def close_ticks(self, job_ids: Sequence[int], *, unbegun: bool = False) -> list[Closing]:
-        """Record the end of the runs whose jobs have ended or were deleted; with `unbegun`, only if they never began."""
+        """Record the end of runs whose jobs have ended or were deleted; with `unbegun`, only if they never began."""
         rows = self._rows(
             """
             with over as materialized (
