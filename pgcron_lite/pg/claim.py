@@ -153,7 +153,7 @@ class Claiming(Statements):
             "after": [after for after, _ in claim_cursor.values()],
             "id": [last for _, last in claim_cursor.values()],
         }
-        with self.pool.take() as connection, connection.asking(statement, values) as answer:
+        with self.pool.take() as connection, connection.sending(statement, values) as answer:
             yield answer
 
     def start_over(self) -> None:

@@ -118,7 +118,7 @@ class Connection:
         *,
         lock_seconds: float = LOCK_SECONDS,
         statement_seconds: float = STATEMENT_SECONDS,
-        hears: bool = False,
+        listens: bool = False,
         check_label: CheckLabel | None = None,
     ) -> None:
         self.address = address
@@ -133,7 +133,7 @@ class Connection:
         self._lock = threading.Lock()
         self._used_at = 0.0
         # The channels of notifications that have arrived and were not fetched yet; None if it does not listen.
-        self._received: list[str] | None = [] if hears else None
+        self._received: list[str] | None = [] if listens else None
         # Set if the connection leads to the server itself and not to a pooler: prepared statements and limits persist.
         self._prepared: Prepared | None = None
         self._backend: Backend | None = None
@@ -151,14 +151,14 @@ class Connection:
             return fetched(self._limited(conn, in_schema(query, self.schema), params))
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         """Send one statement and run the block while the server works on it. The answer is complete after the block.
 
         For many rows: they are received in the server's binary format, and decoded to plain tuples on demand.
         """
         with self._connected() as conn:
             if self._prepared is not None:
-                with self._prepared.asking(in_schema(query, self.schema), values) as answer:
+                with self._prepared.sending(in_schema(query, self.schema), values) as answer:
                     yield answer
             else:
                 # Run it after the block, as `Prepared` does the first time, so that no error is raised before the
@@ -198,7 +198,7 @@ class Connection:
             for block in blocks(encoding_of(conn)):
                 copy.write(block)
 
-    def alone(self, query: LiteralString | sql.Composed) -> None:
+    def autocommit(self, query: LiteralString | sql.Composed) -> None:
         """Run one statement without a transaction around it, as needed for session commands such as LISTEN."""
         with self._connected() as conn:
             conn.execute(in_schema(query, self.schema) if isinstance(query, str) else query)
@@ -216,7 +216,7 @@ class Connection:
         return self._conn is not None and not self._conn.closed
 
     @property
-    def is_ours(self) -> bool:
+    def is_direct(self) -> bool:
         """True if there is a connection, and it leads to the server itself and not to a pooler."""
         return self.is_open and self._prepared is not None
 

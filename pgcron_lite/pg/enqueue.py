@@ -285,7 +285,7 @@ def _insertion(
     connection: Connection, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int
 ) -> tuple[LiteralString, Mapping[str, Any]]:
     """Return the statement that inserts `jobs` on `connection`, and its values."""
-    if len(jobs) == 1 and connection.is_ours:
+    if len(jobs) == 1 and connection.is_direct:
         return _INSERT_ONE, _row(ids[0], jobs[0], nonce)
     return _INSERT, _columns(ids, jobs, nonce)
 

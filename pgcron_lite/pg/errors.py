@@ -92,7 +92,7 @@ def refusal(error: psycopg.Error) -> DatabaseRefused:
     if error.diag.constraint_name in UNFIT:
         return JobUnfit(UNFIT[error.diag.constraint_name])
     if isinstance(error, pg_errors.InsufficientPrivilege):
-        # The first line alone: the driver adds the statement and a caret below it.
+        # Only the first line: the driver adds the statement and a caret below it.
         (refused, *_) = str(error).splitlines() or [type(error).__name__]
         return DatabaseRefused(
             f"{refused}. A database role gets its rights by part; as the owner of the schema, run:"
@@ -103,7 +103,7 @@ def refusal(error: psycopg.Error) -> DatabaseRefused:
 
 def no_schema(schema: str, error: BaseException) -> str:
     """Return the message for a statement that did not find our tables or functions."""
-    # The first line alone: the driver adds the statement and a caret below it.
+    # Only the first line: the driver adds the statement and a caret below it.
     (found, *_) = str(error).splitlines() or [type(error).__name__]
     return f"the schema {schema!r} is not in this database, or does not fit this version: {found}. Run: pgcron migrate"
 

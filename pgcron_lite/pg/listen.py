@@ -93,7 +93,7 @@ class Listener:
         if self.condition in ("down", "deaf"):
             if now < self._next_try:
                 return False, self._next_try - now
-            self._dial = Dial(Connection(self._address, self._schema, hears=True), self._proof, self._wake)
+            self._dial = Dial(Connection(self._address, self._schema, listens=True), self._proof, self._wake)
             self.condition = "dialing"
         if self.condition == "dialing":
             return self._await_dial(now)
@@ -108,7 +108,7 @@ class Listener:
 
         None unless it is live and leads to the server itself.
         """
-        return self._connection if self.is_live and self._connection is not None and self._connection.is_ours else None
+        """Close the connection for `seconds`, because other parts of this process need it more."""
 
     def rest(self, seconds: float) -> None:
         """Close the connection for `seconds`, because other parts of this process need connections more."""
@@ -172,7 +172,7 @@ class Listener:
         assert self._connection is not None
         try:
             with within(PROOF_SECONDS):
-                self._connection.alone("select")
+                self._connection.autocommit("select")
         except PgCronError as error:
             self._disconnected(error)
             return False
@@ -202,7 +202,7 @@ class Listener:
             return
         assert self._connection is not None
         # It is proven that no other client shares this session, so the timeout for idle sessions can be switched off.
-        self._connection.alone(
+        self._connection.autocommit(
             "select set_config(name, '0', false) from pg_settings where name = 'idle_session_timeout'"
         )
         self.condition, self._pause, self._logged_deaf = "live", FIRST_PAUSE, False
@@ -226,8 +226,8 @@ class Listener:
     def _unlisten(self, connection: Connection) -> None:
         """Run UNLISTEN before closing, because the pooler gives the session to other clients next."""
         with contextlib.suppress(PgCronError):
-            connection.alone("unlisten pgcron")
-            connection.alone(sql.SQL("unlisten {}").format(sql.Identifier(self._proof)))
+            connection.autocommit("unlisten pgcron")
+            connection.autocommit(sql.SQL("unlisten {}").format(sql.Identifier(self._proof)))
         connection.close()
 
     def _disconnected(self, why: object) -> None:
@@ -271,8 +271,8 @@ class Dial:
 
     def _run(self) -> None:
         try:
-            self.connection.alone("listen pgcron")
-            self.connection.alone(sql.SQL("listen {}").format(sql.Identifier(self._proof)))
+            self.connection.autocommit("listen pgcron")
+            self.connection.autocommit(sql.SQL("listen {}").format(sql.Identifier(self._proof)))
         except BaseException as error:
             self.error = error
         self.is_over = True

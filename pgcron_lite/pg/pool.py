@@ -204,6 +204,6 @@ class Statements:
 
     def _tuples(self, query: LiteralString, values: Values) -> list[tuple[Any, ...]]:
         """Return many rows, as plain tuples."""
-        with self.pool.take() as connection, connection.asking(query, values) as answer:
+        with self.pool.take() as connection, connection.sending(query, values) as answer:
             pass
         return answer.rows()

@@ -66,7 +66,7 @@ class Prepared:
         return results[-1].command_tuples or 0
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         """Send a statement and run the block while the server works on it. The answer is complete after the block."""
         statement, answer = self._statement(query), Answer()
         if statement.is_known:

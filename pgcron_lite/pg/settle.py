@@ -71,7 +71,7 @@ class Settling(Sequencing):
             "most": MAX_ERRORS,
             "earlier_id": EARLIER_ID,
         }
-        with connection.asking(statement, values) as answer:
+        with connection.sending(statement, values) as answer:
             yield answer
 
     def _finish_under_new_ids(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:

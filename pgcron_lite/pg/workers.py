@@ -136,8 +136,8 @@ class Workers(Statements):
         # The reap.
         #
         # It must return every job of a dead worker to the queue, or fail it, and must never take one from a live
-        # worker. It is one statement, so nobody sees a worker deleted and its jobs still running. Any number of reapers
-        # may run it at the same time, and repeating it changes nothing.
+        # worker. It is one statement, so no transaction sees a worker deleted and its jobs still running. Any number of
+        # reapers may run it at the same time, and repeating it changes nothing.
         #
         # A worker is dead if its heartbeat has not changed since the reaper saw it, and this is compared again on the
         # locked row: a worker that sends a heartbeat meanwhile keeps its row and its jobs. A worker without a row,

@@ -518,7 +518,7 @@ class CountingLink(Connection):
     entries = 0
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         answer = Answer()
         yield answer
         with self.transaction() as conn:

@@ -117,7 +117,7 @@ def test_a_job_whose_id_is_in_history_ends_behind_a_pooler_as_well(store: Postgr
 
     settled = store.settle([Outcome(job.id, job.claim or ME, "done")])
 
-    assert not connection.is_ours
+    assert not connection.is_direct
     assert settled == {old}
     assert [row[1:] for row in everything(conn)] == [("done", '["older"]'), ("done", '["younger"]')]
 

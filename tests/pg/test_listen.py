@@ -122,7 +122,7 @@ def test_a_ring_that_came_with_something_else_is_not_left_lying(listener: Listen
     assert listener._connection is not None
     store.ring()
     eventually(lambda: backends_wrote(listener))
-    listener._connection.alone("select 1")
+    listener._connection.autocommit("select 1")
 
     assert has_rung(listener)
 
@@ -347,7 +347,7 @@ def test_a_statement_of_its_own_that_hangs_can_be_ended_from_another_thread(list
 
     def hang() -> None:
         try:
-            connection.alone("select pg_sleep(2)")
+            connection.autocommit("select pg_sleep(2)")
         except DatabaseUnavailable as error:
             ended.append(str(error))
 

@@ -38,7 +38,7 @@ class ExplainingLink(Connection):
         return []
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         yield Answer(1, lambda: [(0.0,)])
         self.rows(query, values)
 

@@ -114,7 +114,7 @@ ECHO = "select * from unnest(%(texts)s::text[], %(numbers)s::bigint[]) as echo (
 
 
 def asked(prepared: Prepared, texts: list[str | None], numbers: list[int | None]) -> list[tuple[Any, ...]]:
-    with prepared.asking(ECHO, {"texts": texts, "numbers": numbers}) as answer:
+    with prepared.sending(ECHO, {"texts": texts, "numbers": numbers}) as answer:
         pass
     assert answer.count == len(answer.rows())
     return answer.rows()
@@ -147,10 +147,10 @@ def test_a_nul_in_a_list_is_refused(prepared: Prepared) -> None:
 
 def test_the_server_works_while_the_asker_does_something_else(conn: Any, prepared: Prepared, pg_url: str) -> None:
     insert = "insert into public.things values (%(id)s, null, null) returning id"
-    with prepared.asking(insert, {"id": 1}):
+    with prepared.sending(insert, {"id": 1}):
         pass
 
-    with prepared.asking(insert, {"id": 2}) as answer, psycopg.connect(pg_url, autocommit=True) as other:
+    with prepared.sending(insert, {"id": 2}) as answer, psycopg.connect(pg_url, autocommit=True) as other:
         eventually(lambda: len(things(other)) == 2)
         assert answer.count == 0
 
@@ -182,7 +182,7 @@ def test_what_has_arrived_can_be_read_when_the_connection_is_gone(conn: Any, pre
         select 'ä', 7::int8, '2026-03-01 12:00Z'::timestamptz, '{a,b}'::text[], '{"a": 1}'::jsonb,
                '00000000-0000-0000-0000-000000000001'::uuid
     """
-    with prepared.asking(query, {}) as answer:
+    with prepared.sending(query, {}) as answer:
         pass
 
     conn.close()
@@ -196,11 +196,11 @@ def test_an_answer_that_is_an_error_is_raised_behind_the_block_and_the_session_g
 
     for by in (0, 1, 0, 2):
         if by:
-            with prepared.asking(divide, {"by": by}) as answer:
+            with prepared.sending(divide, {"by": by}) as answer:
                 pass
             assert answer.rows() == [(1 // by,)]
         else:
             went_on = []
-            with pytest.raises(errors.DivisionByZero), prepared.asking(divide, {"by": by}):
+            with pytest.raises(errors.DivisionByZero), prepared.sending(divide, {"by": by}):
                 went_on.append(True)
             assert went_on

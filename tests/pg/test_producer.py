@@ -485,12 +485,12 @@ def old(request: pytest.FixtureRequest, databases: Any) -> Iterator[tuple[Postgr
     databases.drop(url)
 
 
-@pytest.mark.parametrize("is_ours", [True, False], ids=["session", "transaction"])
+@pytest.mark.parametrize("is_direct", [True, False], ids=["session", "transaction"])
 def test_a_row_that_cannot_be_decoded_fails_alone_and_says_why(
-    old: tuple[PostgresStore, int], is_ours: bool
+    old: tuple[PostgresStore, int], is_direct: bool
 ) -> None:
     store, job_id = old
-    if not is_ours:
+    if not is_direct:
         # As behind a pooler, where nothing is prepared and rows come as text.
         store.pool.close()
         connection = Connection(store.address, "pgcron")

@@ -72,8 +72,8 @@ class TroubledLink(Connection):
             return super().run(query, values)
 
     @contextmanager
-    def asking(self, query: Any, values: Any) -> Iterator[Answer]:
-        with self._meeting(query, values), super().asking(query, values) as answer:
+    def sending(self, query: Any, values: Any) -> Iterator[Answer]:
+        with self._meeting(query, values), super().sending(query, values) as answer:
             yield answer
 
     @contextmanager
