@@ -108,7 +108,8 @@ class Listener:
 
         None unless it is live and leads to the server itself.
         """
-        """Close the connection for `seconds`, because other parts of this process need it more."""
+        connection = self._connection
+        return connection if self.is_live and connection is not None and connection.is_direct else None
 
     def rest(self, seconds: float) -> None:
         """Close the connection for `seconds`, because other parts of this process need connections more."""
