@@ -30,8 +30,8 @@ class SchedulesTicks(Statements):
         # statement has one snapshot, which is taken before its locks. So this is one call of a function with several
         # statements, and one round trip.
         #
-        # A repeated call, after a lost reply, returns the decision that is written with the tick. Whoever ends a run
-        # releases the next one; `wait` is only for the case that no worker does.
+        # A repeated call, after a lost reply, returns the decision that is written with the tick. The worker that ends
+        # a run releases the next one; `wait` is only for the case that no worker does.
         rows = self._rows(
             """
             select a.job_id, a.verdict, a.reason, a.wait, a.previous, a.kind, a.is_late, a.ping

@@ -274,8 +274,8 @@ def test_the_bell_does_not_ring_for_what_was_rolled_back_or_when_it_is_switched_
         conn.commit()
         conn.execute("select pg_notify('pgcron', 'the only one')")
 
-    heard = list(observer.notifies(timeout=10, stop_after=1))
-    assert [notice.payload for notice in heard] == ["the only one"]
+    received = list(observer.notifies(timeout=10, stop_after=1))
+    assert [notice.payload for notice in received] == ["the only one"]
 
 
 def lambda_like() -> None:
@@ -791,11 +791,11 @@ def test_a_missing_schema_is_reported_with_the_command_that_creates_it(
         with pytest.raises(SchemaMismatch) as caught:
             (add.options(conn=conn) if conn is not None else add).delay()
 
-    said = str(caught.value)
-    assert said.startswith("the schema 'pgcron' is not in this database")
-    assert said.endswith("Run: pgcron migrate")
-    assert "LINE 1" not in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("the schema 'pgcron' is not in this database")
+    assert message.endswith("Run: pgcron migrate")
+    assert "LINE 1" not in message
+    assert "\n" not in message
     app.close()
 
 

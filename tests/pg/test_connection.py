@@ -297,7 +297,7 @@ def test_a_connection_that_idled_out_is_replaced_without_an_error_or_a_gap(
     make_connection: Callable[..., Connection], admin: psycopg.Connection[Any]
 ) -> None:
     if admin.info.server_version < 140000:
-        pytest.skip("PostgreSQL 14 brought the timeout")
+        pytest.skip("the timeout exists since PostgreSQL 14")
     admin.execute(
         """
         do $$ begin

@@ -487,7 +487,7 @@ class Hands:
         self.gate.wait(PATIENCE)
 
     def turn(self) -> float:
-        # Keep the periodic poll away: it would find jobs for which nobody has rung.
+        # Keep the periodic poll away: it would find jobs that have not rung.
         self.worker._reap_at = float("inf")
         return self.worker.step()
 

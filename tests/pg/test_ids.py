@@ -579,7 +579,7 @@ def test_ids_in_stock_are_discarded_with_their_connection(store: PostgresStore, 
 
 @pytest.mark.row(27)
 def test_a_forked_child_uses_no_ids_and_no_nonce_of_its_parent(pg_url: str, conn: Any) -> None:
-    said = python(
+    output = python(
         """
         import os, sys
         from pgcron_lite.job import NewJob
@@ -604,7 +604,7 @@ def test_a_forked_child_uses_no_ids_and_no_nonce_of_its_parent(pg_url: str, conn
         pg_url,
     )
 
-    assert said.split() == ["0"]
+    assert output.split() == ["0"]
     counts = conn.execute("select count(*), count(distinct id), count(distinct nonce) from pgcron.jobs").fetchone()
     assert counts == (12, 12, 12)
 

@@ -191,10 +191,10 @@ def test_a_lost_connection_is_replaced_and_counts_as_a_ring(
 
     assert eventually(lambda: has_rung(listener))
     condition_after_steps(listener, "live")
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert said[0].startswith("not listening, polling until that works again: ")
-    assert said[1] == "listening again"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("not listening, polling until that works again: ")
+    assert messages[1] == "listening again"
 
 
 def test_an_outage_of_any_length_is_logged_once(
@@ -289,7 +289,7 @@ def test_a_host_that_does_not_answer_does_not_block_the_worker(
 def test_an_idle_timeout_does_not_end_it_once_it_is_proven(pg_url: str, store: PostgresStore) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         if conn.info.server_version < 140000:
-            pytest.skip("PostgreSQL 14 brought the timeout")
+            pytest.skip("the timeout exists since PostgreSQL 14")
         conn.execute(
             """
             do $$ begin

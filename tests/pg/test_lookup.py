@@ -59,7 +59,7 @@ def test_a_slow_look_up_ends_the_attempt_and_the_next_one_waits_for_it(
 def test_look_ups_work_under_gevent_inside_and_outside_the_hub(pg_url: str) -> None:
     url = pg_url.replace("@127.0.0.1:", "@localhost:")
 
-    said = python(
+    output = python(
         """
         from gevent import monkey
         monkey.patch_all()
@@ -96,7 +96,7 @@ def test_look_ups_work_under_gevent_inside_and_outside_the_hub(pg_url: str) -> N
         timeout=120,
     )
 
-    assert said.splitlines() == ["True True True", "connected connected"]
+    assert output.splitlines() == ["True True True", "connected connected"]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_new_connection_changes_the_generation(pool: Pool) -> None:
 
 @pytest.mark.row(27)
 def test_a_forked_child_opens_its_own_connections_and_keeps_its_parents_open(pg_url: str) -> None:
-    said = python(
+    output = python(
         """
         import os, sys
         from pgcron_lite.pg.url import parse_url
@@ -146,7 +146,7 @@ def test_a_forked_child_opens_its_own_connections_and_keeps_its_parents_open(pg_
         pg_url,
     )
 
-    assert said.split() == ["0", "True"]
+    assert output.split() == ["0", "True"]
 
 
 def test_close_closes_connections_in_use_when_they_are_returned(pool: Pool) -> None:

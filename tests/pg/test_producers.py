@@ -49,7 +49,7 @@ class Trouble:
             try:
                 late()
             except psycopg.Error:
-                """Nobody is there to be told."""
+                """Discard the answer: the client has gone."""
 
     def close(self) -> None:
         for conn in self._left:

@@ -120,16 +120,16 @@ DOWN = [
 
 def full_text(error: BaseException | None) -> str:
     """Return the error, its whole chain, suppressed or not, and its traceback as Python prints it."""
-    said = ["".join(traceback.format_exception(error))] if error is not None else []
+    texts = ["".join(traceback.format_exception(error))] if error is not None else []
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            said.append(f"{each!r} {each} {each.args!r} {getattr(each, '__notes__', '')}")
+            texts.append(f"{each!r} {each} {each.args!r} {getattr(each, '__notes__', '')}")
             waiting += [each.__cause__, each.__context__]
     # The traceback quotes lines of this file, which contain names of variables and not their values.
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 @pytest.mark.row("S13")
@@ -192,7 +192,7 @@ def test_no_error_shows_the_value_of_an_option(pg_url: str, option: str) -> None
     # A valid number is in no error, but other numbers are, such as the pid of a process.
     numbers = ("keepalives", "tcp_user", "connect_timeout", "options")
     values = [each for each in VALUES if not (each.isdigit() and option.startswith(numbers))]
-    said = ""
+    texts = ""
     for value in values:
         for url in (pg_url, "postgresql://ada@127.0.0.1:1/shop", "postgresql://ada@127.0.0.1:1,127.0.0.2:1/shop"):
             for call in (lambda app: app.store.now(), lambda app: state(app.store.address)):
@@ -200,13 +200,13 @@ def test_no_error_shows_the_value_of_an_option(pg_url: str, option: str) -> None
                 try:
                     call(app)
                 except PgCronError as error:
-                    said += full_text(error)
+                    texts += full_text(error)
                 finally:
                     app.close()
 
-    assert said
-    assert "20261" not in said
-    assert CANARY not in said
+    assert texts
+    assert "20261" not in texts
+    assert CANARY not in texts
 
 
 def test_an_error_names_the_option_whose_value_is_wrong(pg_url: str) -> None:

@@ -193,13 +193,13 @@ def test_the_listener_receives_one_ring_for_each_window(ringing: PostgresStore, 
         conn.execute("notify the_end; listen the_end")
         conn.execute("notify the_end")
 
-        heard = []
+        received = []
         for notice in conn.notifies(timeout=30):
-            heard.append(notice.channel)
+            received.append(notice.channel)
             if notice.channel == "the_end":
                 break
 
-    assert heard == ["pgcron"] * 3 + ["the_end"]
+    assert received == ["pgcron"] * 3 + ["the_end"]
 
 
 def test_a_store_that_does_not_ring_never_does(store: PostgresStore, wire: Wire) -> None:

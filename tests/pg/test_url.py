@@ -17,11 +17,11 @@ CANARY = "c4nary"
 
 def full_text(error: BaseException | None) -> str:
     """Return the error and its chain as a traceback prints them."""
-    said = []
+    texts = []
     while error is not None:
-        said.append(f"{error!r} {error}")
+        texts.append(f"{error!r} {error}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 @pytest.mark.row(48)
