@@ -72,8 +72,8 @@ WAYS: dict[str, Callable[[Connection], object]] = {
     "rows": lambda connection: connection.rows("select 1 as one"),
     "run": lambda connection: connection.run("select 1", {}),
     "run_then": lambda connection: connection.run_then("select 1", {}, "select 2"),
-    "asking": ask,
-    "alone": lambda connection: connection.autocommit("listen anything"),
+    "sending": ask,
+    "autocommit": lambda connection: connection.autocommit("listen anything"),
     "copy": lambda connection: connection.copy("copy public.things from stdin", lambda encoding: [b"1\n"] * 10),
     "transaction": several,
 }
