@@ -1,1 +1,1 @@
-"""The PostgreSQL store. The only package that knows `psycopg`; nothing outside imports it before it is needed."""
+"""The PostgreSQL store, and the only package that imports `psycopg`. It is imported on first use."""

@@ -20,7 +20,7 @@ class Admin(SchedulesTicks):
     """The methods for operators."""
 
     def get(self, job_id: int) -> Job | None:
-        """The job, live or ended."""
+        """Return the job, live or ended, or None."""
         rows = self._rows(
             """
             select id, task, queue, priority, state, args::text as args, headers, tags, execute_after, attempt,
@@ -28,7 +28,7 @@ class Admin(SchedulesTicks):
                    finished_at, result::text as result
             from pgcron.all_jobs
             where id = %(id)s
-            -- Of two jobs of one id, see `retry`, the one that has not ended.
+            -- Two jobs may have the same id, see `retry`. Return the one that has not ended.
             order by finished_at nulls first
             limit 1
             """,
@@ -48,9 +48,9 @@ class Admin(SchedulesTicks):
         limit: int = 50,
         with_payload: bool = True,
     ) -> list[Job]:
-        """The newest jobs that fit, up to `limit`; `before` continues below an id.
+        """Return the jobs that match, newest first, at most `limit`; `before` continues below an id.
 
-        Without their payload, they come with no arguments, headers and result, which may be a megabyte each.
+        `with_payload=False` leaves out arguments, headers and results, which may be a megabyte each.
         """
         rows = self._rows(
             """
@@ -83,7 +83,7 @@ class Admin(SchedulesTicks):
         return [as_job(row) for row in rows]
 
     def cancel(self, job_id: int, reason: str = "cancelled by hand") -> bool:
-        """End a job that has not begun. False if it is running, ended, or unknown."""
+        """Cancel a job that has not begun. Return False if it is running, has ended, or is unknown."""
         rows = self._rows(
             """
             with waiting as (
@@ -122,8 +122,8 @@ class Admin(SchedulesTicks):
                     returning h.*
                 ),
                 reopened as (
-                    -- The run of a tick: asked for by hand now, so no policy skips it, and it takes its turn. A job
-                    -- that was made after the run had ended is another one.
+                    -- If it is the run of a tick, it becomes a manual run, which no policy skips and which waits for
+                    -- its turn. A job created after the run had ended is another job.
                     update pgcron.ticks as t
                     set kind = 'manual', due_at = pgcron.clock(), late_at = t.late_at + (pgcron.clock() - t.due_at),
                         started_at = null, finished_at = null, outcome = null, reason = null
@@ -135,7 +135,7 @@ class Admin(SchedulesTicks):
                     created_at, nonce
                 )
                 select e.id, e.task, e.queue,
-                       -- As the table takes them now: a job may have ended before there were bounds.
+                       -- Fit it into the bounds of the table: the job may have ended before there were bounds.
                        greatest(-100, least(100, e.priority)), e.args, e.headers, e.tags, pgcron.clock(),
                        e.max_attempts, e.max_crashes, e.errors, e.created_at, e.nonce
                 from ended as e
@@ -156,8 +156,8 @@ class Admin(SchedulesTicks):
         return bool(rows)
 
     def delete(self, job_id: int) -> bool:
-        """Remove a job without a trace, unless it is running."""
-        # Of two jobs of one id, see `retry`, the one that has not ended is meant, as everywhere.
+        """Delete a job and everything about it. Return False if it is running or unknown."""
+        # Two jobs may have the same id, see `retry`. As everywhere, the id means the one that has not ended.
         rows = self._rows(
             """
             with live as (
@@ -176,7 +176,7 @@ class Admin(SchedulesTicks):
         return bool(rows)
 
     def clear(self, queue: str, limit: int = 1000) -> int:
-        """Cancel up to `limit` waiting jobs of a queue. Returns how many; call again until it is 0."""
+        """Cancel up to `limit` waiting jobs of a queue. Return their number; call again until it is 0."""
         rows = self._rows(
             """
             with waiting as (
@@ -210,7 +210,7 @@ class Admin(SchedulesTicks):
         return len(rows)
 
     def pause(self, queue: str) -> None:
-        """No worker claims from `queue` until it is resumed; jobs keep coming in and running ones finish."""
+        """Stop claims from `queue` until it is resumed. Jobs can still be enqueued, and running ones finish."""
         self._rows(
             """
             insert into pgcron.queues (name, paused_at) values (%(queue)s, pgcron.clock())
@@ -220,7 +220,7 @@ class Admin(SchedulesTicks):
         )
 
     def resume(self, queue: str) -> bool:
-        """Let workers claim from `queue` again. False if it was not paused."""
+        """Let workers claim from `queue` again. Return False if it was not paused."""
         rows = self._rows(
             "delete from pgcron.queues where name = %(queue)s and paused_at is not null returning name",
             {"queue": queue},
@@ -228,7 +228,7 @@ class Admin(SchedulesTicks):
         return bool(rows)
 
     def queues(self) -> list[QueueView]:
-        """Every queue that has live jobs or is paused, and how it stands."""
+        """Return every queue that has live jobs or is paused, with the numbers of its jobs."""
         rows = self._rows(
             """
             with live as (
@@ -258,7 +258,7 @@ class Admin(SchedulesTicks):
         ]
 
     def workers(self) -> list[WorkerView]:
-        """Return every worker that has not left or been declared dead, and what each has run for longest."""
+        """Return every worker that has not left or been declared dead, with its longest-running jobs."""
         rows = self._rows(
             """
             select w.id, w.host, w.pid, w.version, w.queues, w.slots, w.mode, w.running, w.stopping,
@@ -301,7 +301,7 @@ class Admin(SchedulesTicks):
         ]
 
     def waiting_tasks(self, queues: Sequence[str] = ("*",)) -> dict[str, int]:
-        """How many jobs of each task are due: to find those that no worker knows."""
+        """Return the number of due jobs of each task, to find tasks that no worker knows."""
         rows = self._rows(
             """
             select j.task, count(*) as due
@@ -315,10 +315,11 @@ class Admin(SchedulesTicks):
         return {row.task: row.due for row in rows}
 
     def facts(self) -> dict[str, str]:
-        """What is written down about this database."""
+        """Return the facts recorded about this database, such as its environment."""
         return {row.name: row.value for row in self._rows("select name, value from pgcron.facts")}
 
     def note_fact(self, name: str, value: str) -> None:
+        """Record a fact about this database, or replace it."""
         self._rows(
             """
             insert into pgcron.facts (name, value) values (%(name)s, %(value)s)
@@ -328,7 +329,7 @@ class Admin(SchedulesTicks):
         )
 
     def server(self) -> dict[str, Any]:
-        """What a worker says about the server when it starts, and what decides whether it may."""
+        """Return what a worker logs and checks about the server when it starts."""
         row = self._rows(
             """
             select current_setting('server_version') as version, current_database() as database,
@@ -338,9 +339,9 @@ class Admin(SchedulesTicks):
         return {"version": row.version, "database": row.database, "max_connections": row.max_connections}
 
     def _call_off(self, rows: Sequence[Any]) -> None:
-        """Note with their ticks which planned runs will not begin; `watch` would, but later."""
-        # The end of a run that has begun, such as one that waits for its next attempt, is noted by a worker, which also
-        # informs its monitor.
+        """Record with their ticks that these planned runs will not begin. `watch` would do that later."""
+        # The end of a run that has begun, such as one that waits for its next attempt, is recorded by a worker, which
+        # also informs its monitor.
         if not rows:
             return
         ids = [row.id for row in rows]
@@ -348,5 +349,5 @@ class Admin(SchedulesTicks):
             self.close_ticks(ids, unbegun=True)
             self.release(ids)
         except PgCronError as error:
-            # What the caller wants is committed and cannot be tried again: only this note is late.
-            logger.warning("workers will note later which runs of schedules were called off: %s", error)
+            # The caller's change is committed and must not be repeated; only this record is delayed.
+            logger.warning("workers will record later which runs of schedules were cancelled: %s", error)

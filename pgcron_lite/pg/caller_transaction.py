@@ -1,7 +1,7 @@
-"""Enqueueing in the caller's own transaction, on whatever connection the caller has.
+"""Enqueueing and completing jobs in the caller's transaction, on the caller's connection.
 
-One SQL function is the door; each kind of connection only differs in how a statement is run. SQLAlchemy, Django and
-psycopg2 are imported only when a connection of theirs is passed, so they are loaded already.
+All kinds of connections call the same SQL functions and differ only in how a statement is run. SQLAlchemy, Django and
+psycopg2 are used only if a connection of theirs is passed, so they are imported already.
 """
 
 from __future__ import annotations
@@ -25,25 +25,32 @@ from .errors import WRONG_SCHEMA, no_schema
 
 logger = logging.getLogger(__name__)
 
-# Under this name a session keeps how many jobs were enqueued in its transaction.
+# The key in `session.info` for the number of jobs enqueued in its transaction.
 UNSENT = "pgcron_unsent_jobs"
 
-# The same door in the two ways of writing a parameter. The types are named in full: the caller's search_path is not
-# ours to trust.
-_DOOR = "select id from pgcron.enqueue_many(cast(%(jobs)s as pg_catalog.json), cast(%(ring)s as boolean)) as id"
-_DOOR_TEXT = "select id from pgcron.enqueue_many(cast(:jobs as pg_catalog.json), cast(:ring as boolean)) as id"
-_END = "select pgcron.complete(%(id)s, cast(%(claim)s as pg_catalog.uuid), cast(%(result)s as pg_catalog.json))"
-_END_TEXT = "select pgcron.complete(:id, cast(:claim as pg_catalog.uuid), cast(:result as pg_catalog.json))"
+# The enqueue on the caller's connection, `pgcron.enqueue_many` (migration 0007), in the two styles of parameters.
+#
+# The jobs must exist if the caller commits, and not otherwise. So this is one statement in the transaction that the
+# caller has, and nothing else: it opens no transaction, sets no limits, and is not repeated after an error, which is
+# the caller's. The function draws the ids, checks the values and rings the doorbell, so it does the same for every
+# driver and language. The jobs are one JSON array, because that is a parameter which all drivers can send.
+#
+# The types are written with their schema, because the caller's search_path cannot be trusted.
+_ENQUEUE = "select id from pgcron.enqueue_many(cast(%(jobs)s as pg_catalog.json), cast(%(ring)s as boolean)) as id"
+_ENQUEUE_TEXT = "select id from pgcron.enqueue_many(cast(:jobs as pg_catalog.json), cast(:ring as boolean)) as id"
+_COMPLETE = "select pgcron.complete(%(id)s, cast(%(claim)s as pg_catalog.uuid), cast(%(result)s as pg_catalog.json))"
+_COMPLETE_TEXT = "select pgcron.complete(:id, cast(:claim as pg_catalog.uuid), cast(:result as pg_catalog.json))"
 
 _MAY_READ_LABEL = "select has_table_privilege(to_regclass('pgcron.facts'), 'select')"
 
 
 def check_database(conn: Any, checked: set[str], check_label: CheckLabel, *, schema: str) -> None:
-    """Refuse a connection to a database of another environment. A database that is in `checked` is not asked again."""
+    """Refuse a connection to a database of another environment. A database in `checked` is not queried again."""
     database = _database(conn)
     if database is None or database in checked:
         return
-    # An error would end the caller's transaction, so what may not be read, or is not there, is left alone.
+    # An error would abort the caller's transaction, so do not read a table that is missing or that the role cannot
+    # read.
     [[may_read]] = _run(conn, _MAY_READ_LABEL, _MAY_READ_LABEL, {}, schema)
     rows = _run(conn, LABEL, LABEL, {}, schema) if may_read else []
     check_label(rows[0][0] if rows else None)
@@ -51,11 +58,11 @@ def check_database(conn: Any, checked: set[str], check_label: CheckLabel, *, sch
 
 
 def _database(conn: Any) -> str | None:
-    """The key of the database that `conn` leads to, found without a statement; None if `conn` is no connection."""
+    """Return a key for the database of `conn`, without running a statement; None if `conn` is no connection."""
     if isinstance(conn, (psycopg.Connection, psycopg.Cursor)):
         info = (conn if isinstance(conn, psycopg.Connection) else conn.connection).info
         return f"{info.host}:{info.port}/{info.dbname}"
-    if _comes_from(conn, "psycopg2"):
+    if _is_from(conn, "psycopg2"):
         info = getattr(conn, "connection", conn).info
         return f"{info.host}:{info.port}/{info.dbname}"
     if _is_django(conn):
@@ -71,26 +78,29 @@ def _database(conn: Any) -> str | None:
 
 
 def enqueue_on(conn: Any, jobs: Sequence[NewJob], *, schema: str, rings: bool) -> list[int]:
-    """Insert `jobs` on the caller's connection. They exist when the caller commits, and never if not."""
+    """Insert `jobs` on the caller's connection and return their ids. They exist once the caller commits."""
     if not jobs:
         return []
-    with _explained(schema):
-        rows = _run(conn, _DOOR, _DOOR_TEXT, {"jobs": _document(jobs), "ring": rings}, schema)
+    with _schema_errors(schema):
+        rows = _run(conn, _ENQUEUE, _ENQUEUE_TEXT, {"jobs": _document(jobs), "ring": rings}, schema)
     if _is_sqlalchemy(conn):
         _watch_session(conn, len(rows))
     return [row[0] for row in rows]
 
 
 def complete_on(conn: Any, job_id: int, claim: uuid.UUID, result: str | None, *, schema: str) -> bool:
-    """End a running job on the caller's connection, to be committed with the caller's data."""
-    with _explained(schema):
-        rows = _run(conn, _END, _END_TEXT, {"id": job_id, "claim": str(claim), "result": result}, schema)
+    """End a running job on the caller's connection, to be committed with the caller's data.
+
+    Return False if the claim is no longer ours.
+    """
+    with _schema_errors(schema):
+        rows = _run(conn, _COMPLETE, _COMPLETE_TEXT, {"id": job_id, "claim": str(claim), "result": result}, schema)
     return bool(rows[0][0])
 
 
 @contextmanager
-def _explained(schema: str) -> Iterator[None]:
-    """Say what to do where our functions are missing. Every other error is the caller's, and stays as it is."""
+def _schema_errors(schema: str) -> Iterator[None]:
+    """Raise `SchemaMismatch` if our functions are missing. Every other error is the caller's and is not changed."""
     try:
         yield
     except Exception as error:
@@ -104,12 +114,12 @@ def _explained(schema: str) -> Iterator[None]:
 
 def _run(conn: Any, query: str, query_text: str, params: dict[str, Any], schema: str) -> Sequence[Any]:
     if isinstance(conn, (psycopg.Connection, psycopg.Cursor)):
-        # A cursor of our own, so that the caller's row factory and pending results stay as they are.
+        # A new cursor, so that the caller's row factory and pending results do not change.
         connection = conn if isinstance(conn, psycopg.Connection) else conn.connection
         with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
             return cursor.execute(in_schema(query, schema), params).fetchall()
-    if _comes_from(conn, "psycopg2"):
-        # The plain class of cursors, so that rows are tuples whatever the caller's factory makes of them.
+    if _is_from(conn, "psycopg2"):
+        # The standard cursor class, so that rows are tuples whatever cursor factory the caller uses.
         plain = sys.modules["psycopg2.extensions"].cursor
         with getattr(conn, "connection", conn).cursor(cursor_factory=plain) as cursor:
             cursor.execute(in_schema(query, schema), params)
@@ -129,12 +139,12 @@ def _run(conn: Any, query: str, query_text: str, params: dict[str, Any], schema:
 
 
 def _is_sqlalchemy(conn: Any) -> bool:
-    """A Connection, a Session, or a proxy for one (scoped_session): what executes `text()` here and now."""
-    return _comes_from(conn, "sqlalchemy", "flask_sqlalchemy") and hasattr(conn, "execute") and not _is_async(conn)
+    """Return True for a synchronous Connection or Session, or a proxy for one, such as a scoped_session."""
+    return _is_from(conn, "sqlalchemy", "flask_sqlalchemy") and hasattr(conn, "execute") and not _is_async(conn)
 
 
 def _watch_session(conn: Any, count: int) -> None:
-    """Log a warning if the session ends its transaction with neither a commit nor a rollback of the caller's."""
+    """Log a warning if the session ends its transaction although the caller neither committed nor rolled it back."""
     from sqlalchemy import event
     from sqlalchemy.orm import Session
 
@@ -142,13 +152,13 @@ def _watch_session(conn: Any, count: int) -> None:
     if session is None:
         return
     if UNSENT not in session.info:
-        event.listen(session, "after_commit", _decided)
-        event.listen(session, "after_rollback", _decided)
+        event.listen(session, "after_commit", _transaction_decided)
+        event.listen(session, "after_rollback", _transaction_decided)
         event.listen(session, "after_transaction_end", _transaction_ended)
     session.info[UNSENT] = session.info.get(UNSENT, 0) + count
 
 
-def _decided(session: Any) -> None:
+def _transaction_decided(session: Any) -> None:
     session.info[UNSENT] = 0
 
 
@@ -162,17 +172,17 @@ def _transaction_ended(session: Any, transaction: Any) -> None:
 
 
 def _is_django(conn: Any) -> bool:
-    """Return whether it is `django.db.connection`, or one of `django.db.connections`."""
-    return _comes_from(conn, "django") and hasattr(conn, "vendor") and hasattr(conn, "cursor")
+    """Return True for `django.db.connection` and for those in `django.db.connections`."""
+    return _is_from(conn, "django") and hasattr(conn, "vendor") and hasattr(conn, "cursor")
 
 
 def _check_vendor(conn: Any) -> None:
-    """Refuse a Django connection to another database."""
+    """Refuse a Django connection to another kind of database."""
     if conn.vendor != "postgresql":
-        raise OptionError(f"conn={_kind(conn)}: {_elsewhere(conn.vendor)}")
+        raise OptionError(f"conn={_kind(conn)}: {_other_database(conn.vendor)}")
 
 
-def _elsewhere(name: str) -> str:
+def _other_database(name: str) -> str:
     return (
         f"it is connected to {name}, and the queue is in PostgreSQL. One transaction cannot span both: leave conn out,"
         " and enqueue after your commit."
@@ -180,20 +190,20 @@ def _elsewhere(name: str) -> str:
 
 
 def _check_dialect(conn: Any) -> None:
-    """Refuse a session of another database before it answers with a syntax error."""
-    # A session may speak to several databases; the one that it sends plain text to is the one that counts.
+    """Refuse a session on another kind of database, which would answer with a syntax error."""
+    # A session may use several databases. Our statement is plain text, so its default bind is the one that counts.
     name = conn.dialect.name if hasattr(conn, "dialect") else conn.get_bind().dialect.name
     if name != "postgresql":
-        raise OptionError(f"conn={_kind(conn)}: {_elsewhere(name)}")
+        raise OptionError(f"conn={_kind(conn)}: {_other_database(name)}")
 
 
 def _is_async(conn: Any) -> bool:
-    if isinstance(conn, (psycopg.AsyncConnection, psycopg.AsyncCursor)) or _comes_from(conn, "asyncpg"):
+    if isinstance(conn, (psycopg.AsyncConnection, psycopg.AsyncCursor)) or _is_from(conn, "asyncpg"):
         return True
     return any(kind.__module__.startswith("sqlalchemy.ext.asyncio") for kind in type(conn).__mro__)
 
 
-def _comes_from(conn: Any, *packages: str) -> bool:
+def _is_from(conn: Any, *packages: str) -> bool:
     return any(kind.__module__.split(".")[0] in packages for kind in type(conn).__mro__)
 
 
@@ -202,17 +212,17 @@ def _kind(conn: Any) -> str:
 
 
 def _expected(conn: Any) -> str:
-    """What to pass instead, for the things that are passed by mistake."""
+    """Return what to pass instead of `conn`, for objects that are often passed by mistake."""
     by_hand = " On any other connection, run: select pgcron.enqueue('task', '{\"name\": \"value\"}')."
     if _is_async(conn):
         return (
-            "delay() does not await, so it cannot use an async connection. Inside one, run the SQL function on it, or"
+            "delay() does not await, so it cannot use an async connection. Run the SQL function on the connection, or"
             " use `await session.run_sync(lambda s: task.options(conn=s).delay(...))`." + by_hand
         )
-    if _comes_from(conn, "psycopg_pool"):
+    if _is_from(conn, "psycopg_pool"):
         return "this is a pool; take a connection from it: with pool.connection() as conn: ..."
-    if _comes_from(conn, "sqlalchemy", "flask_sqlalchemy"):
-        return "this executes nothing; pass the Session or Connection your data goes through (db.session in Flask)"
+    if _is_from(conn, "sqlalchemy", "flask_sqlalchemy"):
+        return "this cannot execute statements; pass the Session or Connection that you use (db.session in Flask)"
     return (
         "expected a psycopg 3 or psycopg2 connection or cursor, a SQLAlchemy Connection, Session or scoped_session, or"
         " Django's connection, so that the job is committed with your data." + by_hand
@@ -220,7 +230,7 @@ def _expected(conn: Any) -> str:
 
 
 def _document(jobs: Sequence[NewJob]) -> str:
-    """The jobs as one JSON array. Arguments are spliced in as the text they are, so that nothing is encoded twice."""
+    """Return the jobs as one JSON array. Arguments are JSON text already and are inserted unchanged."""
     return "[" + ",".join(_entry(job) for job in jobs) + "]"
 
 

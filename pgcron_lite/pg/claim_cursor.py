@@ -1,9 +1,10 @@
-"""Where a worker's last claim ended: hints that spare it a walk over what it has claimed before.
+"""Cursor of a worker's claims: hints with which a claim continues behind the last one.
 
-Entries of an index outlive their rows for as long as some transaction, a backup say, might still want to see them.
-Then each look from the very beginning walks over everything that has passed since. A claim that starts behind the
-last one does not. What lies before the marks, late commits and jobs made due out of order, is found by a look from
-the beginning now and then: often while that is cheap, and seldom enough never to take much of the time.
+Index entries outlive their rows for as long as some transaction, such as a backup, might still see them. While they
+do, a full scan, which is a claim from the beginning of the index, reads the entries of every job claimed since. A
+claim that continues from the cursor does not. Jobs before the cursor, such as late commits and jobs made due out of
+order, are found by full scans. These run often while they are cheap, and take a limited share of the time when they
+are expensive.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from datetime import datetime
 from ..clock import monotonic
 from ..job import Job
 
-# A claim of so many jobs is one of a series.
+# A claim of at least this many jobs counts as one of a series of claims.
 SERIES = 100
-# What a look from the beginning may cost beside what it brings, before it is called dear.
+# A full scan that takes longer than this, beside the time for the rows it claims, counts as expensive.
 EXPENSIVE_SECONDS = 0.02
-# What a row takes that is found, locked and changed.
+# Estimated time to find, lock and update one row.
 ROW_SECONDS = 0.00002
-# Shares of the time that dear looks may take: in a series, and when there is nothing better to do.
+# Expensive full scans may take one part in this many of the time: during a series, and while there is nothing to claim.
 BUSY_SHARE, IDLE_SHARE = 20, 4
 MAX_SECONDS = 1.0
 
@@ -28,55 +29,55 @@ Level = tuple[str, int]
 
 
 class ClaimCursor:
-    """For each level, a (queue, priority), the last job claimed: its due time and id."""
+    """The due time and id of the last job claimed, for each level, which is a (queue, priority)."""
 
     def __init__(self) -> None:
         self.last: dict[Level, tuple[datetime, int]] = {}
-        # Of the last look from the beginning: what it cost the server beside its rows, when it ended, on which
-        # connection it was.
+        # Of the last full scan: the server's time without that for its rows, when it ended, and the generation of the
+        # connection that it ran on.
         self._cost = 0.0
-        self._looked_at = 0.0
+        self._scanned_at = 0.0
         self._generation = -1
-        # A claim has found too little at the marks, and has not looked from the beginning, for that was dear.
-        self.owe_a_look = False
+        # True if a claim found too few jobs from the cursor, and no full scan followed because the last was expensive.
+        self.owes_full_scan = False
 
     @property
     def is_expensive(self) -> bool:
         return self._cost > EXPENSIVE_SECONDS
 
-    def hold(self, limit: int, generation: int) -> bool:
-        """May a claim start at the marks?"""
+    def may_continue(self, limit: int, generation: int) -> bool:
+        """Return True if a claim of `limit` jobs may continue from the cursor; otherwise it has to be a full scan."""
         if not self.last or generation != self._generation or not (self.is_expensive or limit >= SERIES):
             return False
-        return monotonic() < self._looked_at + min(self._cost * BUSY_SHARE, MAX_SECONDS)
+        return monotonic() < self._scanned_at + min(self._cost * BUSY_SHARE, MAX_SECONDS)
 
-    def fall_short(self) -> bool:
-        """A claim has found too little here. Is it to look from the beginning now? Otherwise that is owed."""
-        self.owe_a_look = self.pause > 0
-        return not self.owe_a_look
+    def may_scan_now(self) -> bool:
+        """Note that a claim found too few jobs from the cursor. Return True if a full scan may follow at once."""
+        self.owes_full_scan = self.pause > 0
+        return not self.owes_full_scan
 
     @property
     def pause(self) -> float:
-        """Seconds until a look from the beginning that is owed may be made."""
+        """Seconds until the next full scan may run while there is nothing to claim."""
         if not self.is_expensive:
             return 0.0
-        return max(0.0, self._looked_at + min(self._cost * IDLE_SHARE, MAX_SECONDS) - monotonic())
+        return max(0.0, self._scanned_at + min(self._cost * IDLE_SHARE, MAX_SECONDS) - monotonic())
 
     def forget(self) -> None:
-        """There is no claim to start behind."""
+        """Discard the cursor, so that the next claim is a full scan."""
         self.last.clear()
 
     def advance(self, jobs: Iterable[Job]) -> None:
-        """These were claimed, in this order within each level."""
+        """Move the cursor behind `jobs`, which were claimed in this order within each level."""
         for job in jobs:
             self.last[job.queue, job.priority] = (job.execute_after, job.id)
 
-    def begin(self, jobs: list[Job], seconds: float, generation: int) -> None:
-        """A look from the beginning has brought these, and has taken the server so long."""
-        self._looked_at = monotonic()
+    def restart(self, jobs: list[Job], seconds: float, generation: int) -> None:
+        """Record a full scan that claimed `jobs` and took the server `seconds`."""
+        self._scanned_at = monotonic()
         self._cost = seconds - len(jobs) * ROW_SECONDS
         self._generation = generation
-        self.owe_a_look = False
+        self.owes_full_scan = False
         if jobs:
             self.forget()
         self.advance(jobs)

@@ -1,9 +1,9 @@
-"""One connection that comes back: opened on first use, and again after it broke.
+"""A connection that reconnects: it is opened on first use, and again after it broke.
 
-Behind a transaction pooler another client gets the same server connection next, so nothing may be left behind in it:
-each unit of work is a transaction that brings its own isolation level and limits, sent in one round trip. Only where
-the server itself is proven to be at the other end are statements prepared and limits set for the session, and a
-statement goes without any ceremony.
+Behind a transaction pooler, the next client gets the same server connection, so nothing may remain set in it: each unit
+of work is a transaction that sets its own isolation level and limits, sent in one round trip. Only on a connection that
+is proven to lead to the server itself are statements prepared and limits set for the session; there each statement is
+a transaction and a single message.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ..errors import ConfigError, DatabaseUnavailable, LatePatch, SchemaMismatch
 from . import ownership
 from .bounded_connection import ANSWER_MARGIN, LOCK_SECONDS, STATEMENT_SECONDS, BoundedConnection, connect
 from .errors import (
-    LEAVE,
-    TRY_AGAIN,
+    RECONNECT,
+    RETRY,
     WRONG_SCHEMA,
     interruption,
     no_schema,
+    one_line,
     pooled_by_statement,
     pools_statements,
     refusal,
-    trouble,
+    unavailable,
     unreachable,
-    worded,
 )
 from .prepared import Answer, Prepared, Values, encoding_of
 from .rows import rows_of
@@ -56,21 +56,21 @@ logger = logging.getLogger(__name__)
 Params = Mapping[str, Any] | None
 Row = Any
 
-# Long enough that a connection in use is not asked every time whether it still lives.
+# A connection that was used within this time is not checked before it is used again.
 IDLE_SECONDS = 0.05
 
-# The code of the warnings that functions of our schema raise.
+# The SQLSTATE of the warnings that functions of our schema raise.
 OUR_WARNING = "01P0C"
 
-# Ours, whatever the role, the database or the server have as defaults. The search path too: a
-# role that may create a function in `public` would otherwise get a worker to call it, as format(text, integer) say.
+# Set for every statement, whatever defaults the role, the database or the server have. The search path too: otherwise a
+# role that may create functions in `public` could have a worker call one, such as a format(text, integer).
 _LIMITS: LiteralString = """
     select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', %(local)s) as path,
            pg_catalog.set_config('lock_timeout', %(lock)s, %(local)s) as lock,
            pg_catalog.set_config('statement_timeout', %(statement)s, %(local)s) as statement,
            pg_catalog.set_config('idle_in_transaction_session_timeout', %(idle)s, %(local)s) as idle,
-           -- Our statements go from key to key. Planned for a table that was small, a join of whole sets or a scan
-           -- would be kept when it has grown a thousandfold.
+           -- Our statements look rows up by key. A plan made while a table was small, with a sequential scan or a join
+           -- of whole tables, would be kept after the table has grown a thousandfold.
            pg_catalog.set_config(name, 'off', %(local)s)
     from (values ('enable_seqscan'), ('enable_hashjoin'), ('enable_mergejoin'), ('jit')) as plans (name)
 """
@@ -79,7 +79,7 @@ _LEVEL: LiteralString = """
            pg_catalog.set_config('default_transaction_read_only', 'off', false) as read_only
 """
 
-_UNANSWERED = "a statement was sent and not answered"
+_UNANSWERED = "the server did not answer a statement that was sent"
 
 
 # The query for the environment label of a database, and the check of its answer.
@@ -90,9 +90,9 @@ _UNREADABLE: tuple[type[psycopg.Error], ...] = (*WRONG_SCHEMA, pg_errors.Insuffi
 
 @lru_cache(maxsize=512)
 def in_schema(query: LiteralString, schema: str) -> LiteralString:
-    """`query` as it is sent. Statements say `pgcron`; a schema of another name takes its place.
+    """Return `query` with `pgcron` replaced by the name of the schema.
 
-    The name is a plain identifier, so the statement is as literal as it was.
+    The name is checked to be a plain identifier, so nothing can be injected by it.
     """
     if schema == "pgcron":
         return query
@@ -102,14 +102,14 @@ def in_schema(query: LiteralString, schema: str) -> LiteralString:
 
 
 class Backend(NamedTuple):
-    """A process of the server, told from a later one of the same number by when it began."""
+    """A process of the server. The time when it began distinguishes it from a later process with the same pid."""
 
     pid: int
     begun: str
 
 
 class Connection:
-    """One connection for one purpose. Threads may share it; they take turns."""
+    """One connection for one purpose. Threads may share it; a lock serialises them."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Connection:
         *,
         lock_seconds: float = LOCK_SECONDS,
         statement_seconds: float = STATEMENT_SECONDS,
-        hears: bool = False,
+        listens: bool = False,
         check_label: CheckLabel | None = None,
     ) -> None:
         self.address = address
@@ -126,50 +126,50 @@ class Connection:
         self.lock_seconds = lock_seconds
         self.statement_seconds = statement_seconds
         self._check_label = check_label
-        # Counts connections, so that an observer can tell whether its watch was broken.
+        # Incremented with every new connection, so that an observer can tell whether its observation has a gap.
         self.generation = 0
         self.busy_since: float | None = None
         self._conn: psycopg.Connection[Row] | None = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._used_at = 0.0
-        # The channels of notices that have arrived and were not asked for yet; None for a connection that does not
-        # listen.
-        self._heard: list[str] | None = [] if hears else None
-        # Is the server itself at the other end, and no pooler? Then the session is ours: plans and limits stay.
+        # The channels of notifications that have arrived and were not fetched yet; None if it does not listen.
+        self._received: list[str] | None = [] if listens else None
+        # Set if the connection leads to the server itself and not to a pooler: prepared statements and limits persist.
         self._prepared: Prepared | None = None
         self._backend: Backend | None = None
-        # Of connections that broke: these processes of the server may still be sent what is on its way to them.
+        # The backends of connections that broke. They may still receive what is delayed in the network.
         self.lost: deque[Backend] = deque(maxlen=8)
-        self._trusts_plans = True
+        self._may_prepare = True
         _all_connections.add(self)
 
     def rows(self, query: LiteralString, params: Params = None) -> list[Row]:
-        """Run one statement in a transaction of its own and return its rows."""
+        """Run one statement in a separate transaction and return its rows."""
         with self._connected() as conn:
             if self._prepared is not None:
-                # One statement is a transaction, and its limits are those of the session.
+                # The statement is a transaction by itself, with the limits of the session.
                 return fetched(conn.execute(in_schema(query, self.schema), params))
             return fetched(self._limited(conn, in_schema(query, self.schema), params))
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
-        """Send one statement. The server works on it during the block, and the answer is there when it is over.
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        """Send one statement and run the block while the server works on it. The answer is complete after the block.
 
-        For many rows: they come as plain tuples in the server's own format, and are decoded on demand.
+        For many rows: they are received in the server's binary format, and decoded to plain tuples on demand.
         """
         with self._connected() as conn:
             if self._prepared is not None:
-                with self._prepared.asking(in_schema(query, self.schema), values) as answer:
+                with self._prepared.sending(in_schema(query, self.schema), values) as answer:
                     yield answer
             else:
-                # Behind the block, as the first time above, so that an error is never raised before it.
+                # Run it after the block, as `Prepared` does the first time, so that no error is raised before the
+                # block.
                 answer = Answer()
                 yield answer
                 rows = fetched(self._limited(conn, in_schema(query, self.schema), values))
                 answer.count, answer.rows = len(rows), lambda: rows
 
     def run(self, query: LiteralString, values: Values) -> int:
-        """Like `rows`, the shortest way: no rows come back but their number, and parameters are `Values`."""
+        """Run one statement as `rows` does, but faster: return only the number of rows. Parameters are `Values`."""
         with self._connected() as conn:
             if self._prepared is not None:
                 return self._prepared.run(in_schema(query, self.schema), values)
@@ -178,7 +178,10 @@ class Connection:
     def run_then(
         self, query: LiteralString, values: Values, then: LiteralString
     ) -> tuple[int, psycopg.Error | None]:
-        """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
+        """Run `query` as `run` does and, in the same round trip, `then` in a second transaction after its commit.
+
+        Return the number of rows, and the error of the second transaction, if it failed.
+        """
         with self._connected() as conn:
             if self._prepared is not None:
                 return self._prepared.run_then(in_schema(query, self.schema), values, in_schema(then, self.schema))
@@ -190,19 +193,19 @@ class Connection:
             return count, None
 
     def copy(self, query: LiteralString, blocks: Callable[[str], Iterable[bytes]]) -> None:
-        """Send rows as COPY reads them, in a transaction of its own. `blocks` is told the encoding of texts."""
+        """Run a COPY in a separate transaction. `blocks` gets the encoding of texts and returns the data to send."""
         with self.transaction() as conn, conn.cursor().copy(in_schema(query, self.schema)) as copy:
             for block in blocks(encoding_of(conn)):
                 copy.write(block)
 
-    def alone(self, query: LiteralString | sql.Composed) -> None:
-        """Run one statement with no transaction around it: for what belongs to the session, as LISTEN does."""
+    def autocommit(self, query: LiteralString | sql.Composed) -> None:
+        """Run one statement without a transaction around it, as needed for session commands such as LISTEN."""
         with self._connected() as conn:
             conn.execute(in_schema(query, self.schema) if isinstance(query, str) else query)
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Row]]:
-        """A transaction for several statements that depend on one another."""
+        """Run the block in a transaction, for several statements that depend on one another."""
         with self._connected() as conn, conn.transaction():
             if self._prepared is None:
                 conn.execute(_LIMITS, self._limits(local=True))
@@ -213,7 +216,7 @@ class Connection:
         return self._conn is not None and not self._conn.closed
 
     @property
-    def is_ours(self) -> bool:
+    def is_direct(self) -> bool:
         """True if there is a connection, and it leads to the server itself and not to a pooler."""
         return self.is_open and self._prepared is not None
 
@@ -222,18 +225,18 @@ class Connection:
         return self._conn.fileno()
 
     def notices(self) -> list[str]:
-        """The channels of the notices that have arrived. Waits for nothing, so it goes by no clock."""
-        assert self._heard is not None
+        """Return the channels of the notifications that have arrived. Does not wait, so it has no timeout."""
+        assert self._received is not None
         server = self.connection().pgconn
         server.consume_input()
         while (notice := server.notifies()) is not None:
-            self._heard.append(notice.relname.decode("utf-8", "replace"))
-        channels = self._heard[:]
-        del self._heard[: len(channels)]
+            self._received.append(notice.relname.decode("utf-8", "replace"))
+        channels = self._received[:]
+        del self._received[: len(channels)]
         return channels
 
     def connection(self) -> psycopg.Connection[Row]:
-        """The connection itself, opened if need be; for the listener."""
+        """Return the psycopg connection; open it if necessary."""
         if self._conn is not None and not self._conn.closed:
             return self._conn
         self.generation += 1
@@ -242,7 +245,7 @@ class Connection:
     def cut(self) -> None:
         """End a call that hangs in another thread, by shutting its socket down.
 
-        Closing would free the descriptor for somebody else while the other thread still waits on it.
+        Closing the socket would let another file get its descriptor while the other thread still waits on it.
         """
         conn = self._conn
         if conn is None or conn.closed:
@@ -261,49 +264,52 @@ class Connection:
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Row]]:
-        with self._turn:
+        with self._lock:
             self.busy_since = monotonic()
             handled = sys.exc_info()[1]
             try:
-                self._replace_if_idled_out()
+                self._replace_if_idle_timeout()
                 yield self.connection()
             except psycopg.Error as error:
-                self._refuse(error, handled)
+                self._raise_ours(error, handled)
             except BaseException:
-                # A greenlet killed in the middle of a statement leaves it running on the server.
+                # A greenlet was killed in the middle of a statement, which still runs on the server.
                 self.close()
                 raise
             finally:
                 self.busy_since, self._used_at = None, monotonic()
 
-    def _refuse(self, error: psycopg.Error, handled: BaseException | None) -> NoReturn:
-        """Raise what `error` means, and keep the connection only if it is worth keeping."""
+    def _raise_ours(self, error: psycopg.Error, handled: BaseException | None) -> NoReturn:
+        """Raise our exception for `error`, and close the connection unless it can still be used."""
         if self._backend is not None and (self._conn is None or self._conn.closed):
             self.lost.append(self._backend)
             self._backend = None
         if (thrown_in := interruption(error, handled)) is not None:
             self.close()
             raise thrown_in from None
-        if isinstance(error, LEAVE):
-            self._trusts_plans = False
+        if isinstance(error, RECONNECT):
+            self._may_prepare = False
             self.close()
-            raise DatabaseUnavailable(worded(error)) from error
+            raise DatabaseUnavailable(one_line(error)) from error
         self._recover()
         if pools_statements(error):
             raise pooled_by_statement(self.address) from error
         if isinstance(error, WRONG_SCHEMA):
             raise SchemaMismatch(no_schema(self.schema, error)) from error
-        if isinstance(error, TRY_AGAIN):
-            raise trouble(error) from error
+        if isinstance(error, RETRY):
+            raise unavailable(error) from error
         raise refusal(error) from error
 
     def _limits(self, *, local: bool) -> dict[str, Any]:
-        """In milliseconds. The last one is for a process that is frozen with half of its statements sent."""
+        """Return the parameters of `_LIMITS`, in milliseconds.
+
+        `idle` ends the transaction of a process that was frozen with half of its statements sent.
+        """
         seconds = {"lock": self.lock_seconds, "statement": self.statement_seconds, "idle": 10.0}
         return {"local": local, **{name: f"{value * 1000:.0f}" for name, value in seconds.items()}}
 
     def _limited(self, conn: psycopg.Connection[Row], query: LiteralString, params: Params) -> psycopg.Cursor[Row]:
-        """Run one statement in a transaction that brings its own level and limits, in one round trip."""
+        """Run one statement in a transaction that sets its own isolation level and limits, in one round trip."""
         answer: psycopg.Cursor[Row] | None = None
         refusal: psycopg.Error | None = None
         try:
@@ -314,7 +320,7 @@ class Connection:
                     answer = conn.execute(query, params)
                     conn.execute("commit")
                 except psycopg.Error as error:
-                    # Held until the pipeline is over: psycopg logs what it cannot tidy up after an error.
+                    # Keep it until the pipeline has ended: psycopg logs a warning if it cannot clean up after an error.
                     refusal = error
         except psycopg.Error as error:
             raise refusal or error from None
@@ -322,13 +328,14 @@ class Connection:
             raise refusal or pg_errors.InternalError(_UNANSWERED)
         return answer
 
-    def _replace_if_idled_out(self) -> None:
-        """Open a new connection if the server ended ours for being idle: the operator's wish, and no outage.
+    def _replace_if_idle_timeout(self) -> None:
+        """Open a new connection if the server ended ours because of `idle_session_timeout`.
 
-        So it is not counted either; an observer that looks seldom could never watch without a break.
+        This is no outage, so `generation` does not change; otherwise an observer that queries rarely would always see a
+        gap.
         """
         conn = self._conn
-        if conn is None or conn.closed or monotonic() - self._used_at < IDLE_SECONDS or not _has_said_more(conn):
+        if conn is None or conn.closed or monotonic() - self._used_at < IDLE_SECONDS or not _has_unread_input(conn):
             return
         try:
             conn.execute("select")
@@ -339,16 +346,18 @@ class Connection:
     def _open(self) -> psycopg.Connection[Row]:
         check_patching()
         conn = connect(BoundedConnection, self.address, autocommit=True, row_factory=namedtuple_row)
-        # Ours from here on, so that `cut` reaches it: a pooler lets us in and keeps us waiting for the server.
+        # Set before the first statement, so that `cut` can end it: a pooler accepts a client and may keep it waiting
+        # for a connection to the server.
         self._conn = conn
         conn.prepare_threshold, self._prepared, self._backend = None, None, None
         _read_json_as_sent(conn)
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         conn.read_only = False
         try:
-            standby, backend, begun = self._introduce(conn)
+            standby, backend, begun = self._identify(conn)
             if not standby and backend != conn.info.backend_pid:
-                # A pooler. If it pools statements it says so now, and not in the middle of a transaction.
+                # This is a pooler. One that pools statements refuses the transaction here, and not in the middle of
+                # work.
                 conn.execute("begin")
                 conn.execute("rollback")
         except psycopg.Error as error:
@@ -358,36 +367,36 @@ class Connection:
             self.close()
             raise DatabaseUnavailable(f"{self.address} is a read-only standby; waiting for the primary")
         self._check_owner(conn)
-        if self._trusts_plans and backend == conn.info.backend_pid:
-            # The server itself answered, not a pooler that would send the next statement elsewhere.
+        if self._may_prepare and backend == conn.info.backend_pid:
+            # The server itself answered, and not a pooler, which could send the next statement to another backend.
             conn.prepare_threshold = 2
-            self._settle_in(conn)
+            self._configure_session(conn)
             self._prepared = Prepared(conn)
             self._backend = Backend(backend, begun)
-        conn.add_notice_handler(_pass_on)
+        conn.add_notice_handler(_log_warning)
         conn.max_silence = self.statement_seconds + ANSWER_MARGIN
-        heard = self._heard
-        if heard is not None:
-            conn.add_notify_handler(lambda notice: heard.append(notice.channel))
+        received = self._received
+        if received is not None:
+            conn.add_notify_handler(lambda notice: received.append(notice.channel))
         else:
-            # Behind a pooler we may be sent what others listen to, and psycopg would keep it all.
+            # Behind a pooler we may receive notifications for others, which psycopg would collect without a handler.
             conn.add_notify_handler(lambda notice: None)
         if self._check_label is not None:
-            # With each connection: the next one may lead to another database, as after a restore or a failover.
+            # Check it on each connection: after a restore or a failover it may lead to another database.
             self._check_label(self._label(conn))
         return conn
 
     def _label(self, conn: psycopg.Connection[Row]) -> str | None:
-        """The environment that this database belongs to, if that is written down and can be read."""
+        """Return the environment label of this database, or None if there is none or it cannot be read."""
         try:
             rows = fetched(self._limited(conn, in_schema(LABEL, self.schema), None))
         except _UNREADABLE:
-            # What is missing is said by the statement that needs it.
+            # The statement that needs the missing table or right reports it.
             conn.rollback()
             return None
         return rows[0].label if rows else None
 
-    def _introduce(self, conn: psycopg.Connection[Row]) -> tuple[bool, int, str]:
+    def _identify(self, conn: psycopg.Connection[Row]) -> tuple[bool, int, str]:
         row = conn.execute(
             """
             select pg_is_in_recovery() as standby, pg_backend_pid() as backend,
@@ -397,7 +406,7 @@ class Connection:
         return bool(row.standby), int(row.backend), row.begun
 
     def _check_owner(self, conn: psycopg.Connection[Row]) -> None:
-        """Refuse a schema that another has made for us to fall into, before anything in it is called."""
+        """Refuse a schema that an untrusted role has made, before anything in it is read or called."""
         if (self.address.conninfo, self.schema) in _checked:
             return
         try:
@@ -410,8 +419,8 @@ class Connection:
             self.close()
             raise
 
-    def _settle_in(self, conn: psycopg.Connection[Row]) -> None:
-        """Level and limits for the whole session, which is ours alone."""
+    def _configure_session(self, conn: psycopg.Connection[Row]) -> None:
+        """Set the isolation level and limits for the whole session, which no other client shares."""
         try:
             conn.execute(_LIMITS, self._limits(local=False))
             conn.execute(_LEVEL)
@@ -420,7 +429,7 @@ class Connection:
             raise unreachable(self.address, error) from error
 
     def _recover(self) -> None:
-        """After an error: keep the connection only if it is clean."""
+        """Roll back after an error; close the connection if that fails."""
         conn = self._conn
         if conn is None or conn.closed:
             return
@@ -434,19 +443,19 @@ class Connection:
         self.close()
 
     def forget_parents_connection(self) -> None:
-        """In a forked child: the connection is the parent's, and so may be whoever holds the turn."""
+        """Start without a connection in a forked child. The connection is the parent's, and so may be the lock."""
         if self._conn is not None:
             _parents_connections.append(self._conn)
         self._conn = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
 
 _all_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
-# Databases and schemas whose owner this process has found to be right: asked once, not by each connection.
+# The databases and schemas whose owners this process has checked. Not checked again by each connection.
 _checked: set[tuple[str, str]] = set()
 
-# Kept alive on purpose: closing one of these in the child would end the parent's session.
+# References that keep these alive: closing one in the child would end the parent's session.
 _parents_connections: list[psycopg.Connection[Row]] = []
 
 
@@ -459,7 +468,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def check_patching() -> None:
-    """Refuse to go on half-patched. psycopg chose how to wait when it was imported, and cannot be told again."""
+    """Refuse to work if gevent was patched after psycopg was imported: psycopg chooses its wait function on import."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.saved:
         return
@@ -473,28 +482,28 @@ def check_patching() -> None:
 
 
 def _read_json_as_sent(conn: psycopg.Connection[Row]) -> None:
-    """JSON comes in the encoding of the connection, and psycopg reads all of it as UTF-8."""
+    """Decode JSON in the encoding of the connection. psycopg would always read it as UTF-8."""
     encoding = encoding_of(conn)
     if encoding != "utf-8":
         set_json_loads(lambda text: json.loads(text if isinstance(text, str) else text.decode(encoding)), conn)
 
 
-def _pass_on(notice: psycopg.errors.Diagnostic) -> None:
-    """Log the warnings that functions of our schema raise. Other notices are left to the server's own log."""
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
+    """Log the warnings that functions of our schema raise. Ignore other notices, which the server logs."""
     if notice.sqlstate == OUR_WARNING:
         logger.error("%s. %s", notice.message_primary, notice.message_hint)
 
 
 def fetched(cursor: psycopg.Cursor[Row]) -> list[Row]:
-    """The rows of an answer; see `rows_of` about those that cannot be decoded."""
+    """Return the rows of an answer. `rows_of` describes those that cannot be decoded."""
     result = cursor.pgresult
     if result is None or not cursor.description:
         return []
     return rows_of(cursor.connection, result, namedtuple_row(cursor))()
 
 
-def _has_said_more(conn: psycopg.Connection[Row]) -> bool:
-    """Return True if the server has sent something without a statement."""
+def _has_unread_input(conn: psycopg.Connection[Row]) -> bool:
+    """Return True if the server has sent something that was not requested, such as the end of the session."""
     poller = select.poll()
     poller.register(conn.fileno(), select.POLLIN)
     return bool(poller.poll(0))

@@ -1,6 +1,6 @@
-"""Jobs as a binary COPY reads them: the server has no text to take apart, and nothing in them needs quoting.
+"""Encoding of jobs for a binary COPY, where the server parses no text and no value needs quoting.
 
-The order is that of `COLUMNS`. What many jobs have in common is written once.
+The columns are in the order of `COLUMNS`. The encoding of fields that many jobs share is cached.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ BLOCK = 1000
 
 _BEGIN = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 _END = struct.pack("!h", -1)
-# The number of columns, and the first of them; a small number; a moment. Each has its length in front.
-_first = struct.Struct("!hiq").pack
-_small = struct.Struct("!ih").pack
-_large = struct.Struct("!iq").pack
+# The number of columns and the first column; an int2; an int8. Each value is preceded by its length.
+_count_and_id = struct.Struct("!hiq").pack
+_int2 = struct.Struct("!ih").pack
+_int8 = struct.Struct("!iq").pack
 _length = struct.Struct("!i").pack
 _FIELDS = COLUMNS.count(",") + 1
 _TEXT_TYPE = 25
@@ -34,17 +34,17 @@ _MICROSECOND = timedelta(microseconds=1)
 def records(
     ids: Sequence[int], jobs: Sequence[NewJob], nonce: int, now: datetime, encoding: str
 ) -> Iterator[bytes]:
-    """`jobs` under their `ids`, in blocks. `encoding` is how the connection sends texts."""
-    at_once, key = _moment(now), _large(8, nonce)
+    """Yield the data for `jobs` with their `ids`, in blocks. `encoding` is that of texts on the connection."""
+    due_now, key = _timestamp(now), _int8(8, nonce)
     yield _BEGIN
     for start in range(0, len(jobs), BLOCK):
         block: list[bytes] = []
         for job_id, job in zip(ids[start : start + BLOCK], jobs[start : start + BLOCK], strict=True):
             args = job.args.encode(encoding)
             block += (
-                _first(_FIELDS, 8, job_id),
-                _alike(job.task, job.queue, job.priority, job.max_attempts, job.max_crashes, key, encoding),
-                at_once if job.execute_after is None else _moment(_due(job.execute_after, now)),
+                _count_and_id(_FIELDS, 8, job_id),
+                _shared(job.task, job.queue, job.priority, job.max_attempts, job.max_crashes, key, encoding),
+                due_now if job.execute_after is None else _timestamp(_due(job.execute_after, now)),
                 _length(len(args)),
                 args,
                 _headers(job.headers, encoding) if job.headers else _NO_HEADERS,
@@ -55,9 +55,9 @@ def records(
 
 
 @lru_cache(maxsize=64)
-def _alike(task: str, queue: str, priority: int, attempts: int, crashes: int, key: bytes, encoding: str) -> bytes:
+def _shared(task: str, queue: str, priority: int, attempts: int, crashes: int, key: bytes, encoding: str) -> bytes:
     try:
-        numbers = [_small(2, number) for number in (priority, attempts, crashes)]
+        numbers = [_int2(2, number) for number in (priority, attempts, crashes)]
     except struct.error as error:
         raise DatabaseRefused(f"{priority=}, max_attempts={attempts}, max_crashes={crashes}: {error}") from None
     return b"".join([_text(task, encoding), _text(queue, encoding), *numbers, key])
@@ -75,20 +75,20 @@ def _headers(headers: Mapping[str, str], encoding: str) -> bytes:
 
 
 def _tags(tags: Sequence[str], encoding: str) -> bytes:
-    # One dimension and no nulls; its length, and the number of the first.
+    # The header of an array: one dimension, no nulls, the type, the length, and the lower bound.
     content = struct.pack("!iiIii", 1, 0, _TEXT_TYPE, len(tags), 1) + b"".join(_text(tag, encoding) for tag in tags)
     return _length(len(content)) + content
 
 
-def _moment(moment: datetime) -> bytes:
-    return _large(8, (moment - _EPOCH) // _MICROSECOND)
+def _timestamp(when: datetime) -> bytes:
+    return _int8(8, (when - _EPOCH) // _MICROSECOND)
 
 
 def _due(due: datetime | timedelta, now: datetime) -> datetime:
     try:
         return due if isinstance(due, datetime) else now + due
     except OverflowError:
-        raise DatabaseRefused(f"no date is {due} from now") from None
+        raise DatabaseRefused(f"there is no valid date {due} from now") from None
 
 
 _NO_HEADERS = _headers({}, "ascii")

@@ -1,4 +1,4 @@
-"""Enqueueing in a transaction of our own. For the caller's transaction see `caller_transaction`."""
+"""Enqueueing in a separate transaction, and the doorbell. For the caller's transaction see `caller_transaction`."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from .rows import as_json
 
 logger = logging.getLogger(__name__)
 
-# A ring commits under a lock that the whole server shares: a producer rings at most once in this many seconds, and a
-# worker that was woken looks again after it.
+# Seconds between two rings of one producer. A NOTIFY commits under one lock of the whole server. A worker that was
+# woken polls again after this time, so a job that shares a ring does not wait longer.
 RING_WINDOW = 0.025
-# How long none is tried after one has failed.
+# Seconds without a ring after one has failed.
 RING_PAUSE = 1.0
-# From this many jobs on COPY is faster.
+# The number of jobs from which COPY is faster than an insert.
 COPIES_FROM = 200
-# How often ids are drawn anew for one call, each of which is free when it is drawn.
+# How many times one call draws ids. Each id is free when it is drawn.
 MAX_DRAWS = 10
-# How long a producer waits for a server that is silent, before it tries once more with a new connection. Both tries
-# and the connecting between them fit into the 30 s after which web servers end a request. See `bounded_connection` for
-# the others.
+# Seconds that a producer waits for a silent server before it tries once more on a new connection. Both tries, and the
+# time to connect between them, fit into the 30 s after which web servers end a request. `bounded_connection` lists all
+# such limits.
 SILENT_SECONDS = 10.0
 
 
 class Enqueueing(Statements):
-    """The verb of producers, and the doorbell."""
+    """The method of producers, and the doorbell."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -51,7 +51,7 @@ class Enqueueing(Statements):
         self._ring_again_at = 0.0
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[int]:
-        """Insert `jobs` in a transaction of our own and return their ids; workers are told after the commit."""
+        """Insert `jobs` in a separate transaction and return their ids. Workers are woken after the commit."""
         if not jobs:
             return []
         limit = bounded_connection.lower(SILENT_SECONDS)
@@ -62,7 +62,7 @@ class Enqueueing(Statements):
 
     def _enqueue(self, jobs: Sequence[NewJob]) -> list[int]:
         ids = self._stock.take(len(jobs), self._draw)
-        # Identifies the rows of this call, also in history. It is not returned.
+        # Identifies the rows of this call, in `jobs` and in history, if it has to be repeated.
         nonce = next(self._stock.nonces)
         for _ in range(MAX_DRAWS):
             try:
@@ -80,7 +80,10 @@ class Enqueueing(Statements):
         )
 
     def _put_in(self, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int) -> bool:
-        """Insert `jobs` under `ids`. False, `IdTaken` or `IdHeld` if one of these may not be used: no job is stored."""
+        """Insert `jobs` under `ids`: all of them, or none if one of the ids cannot be used.
+
+        In that case return False, or raise `IdTaken` or `IdHeld`.
+        """
         try:
             if len(jobs) < COPIES_FROM:
                 return self._insert(ids, jobs, nonce)
@@ -88,44 +91,44 @@ class Enqueueing(Statements):
         except IdHeld:
             raise
         except DatabaseUnavailable:
-            # Either the connection was stale, or the reply to our commit was lost.
+            # Either the connection was stale and nothing is stored, or the reply to our commit was lost.
             is_in = self._insert_again(ids, jobs, nonce)
         self.ring()
         return is_in
 
     def ring(self) -> None:
-        """Wake the workers, unless we rang just now. Never raises: they also look by themselves."""
+        """Wake the workers, unless this producer did so just now. Never raises: workers also poll."""
         if not self._may_ring():
             return
         try:
             self._run(_RING, {})
         except PgCronError as error:
-            self._rang_in_vain(error)
+            self._ring_failed(error)
 
     def _may_ring(self) -> bool:
-        """Return True if the bell may be rung now. The caller then has to ring it."""
+        """Return True if the doorbell may be rung now. The caller then has to ring it."""
         now = monotonic()
         if not self.rings or now < self._ring_again_at:
             return False
         self._ring_again_at = now + RING_WINDOW
         return True
 
-    def _rang_in_vain(self, error: Exception) -> None:
+    def _ring_failed(self, error: Exception) -> None:
         self._ring_again_at = monotonic() + RING_PAUSE
         logger.debug("the doorbell does not work: %s", error)
 
     def _insert(self, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int) -> bool:
         if len(jobs) == 1 and self._may_ring():
-            # Behind the commit, in a transaction of its own: a full notify queue must not undo what was enqueued, and
-            # the lock of all notices is not held while the disk is waited for.
+            # Ring after the commit, in a separate transaction: a full notification queue must not roll back the jobs,
+            # and the lock for all notifications must not be held while the commit is written to disk.
             with self.pool.take() as connection:
-                count, trouble = connection.run_then(*_insertion(connection, ids, jobs, nonce), _RING)
-            if trouble is not None:
-                self._rang_in_vain(trouble)
+                count, error = connection.run_then(*_insertion(connection, ids, jobs, nonce), _RING)
+            if error is not None:
+                self._ring_failed(error)
             return count == 1
         with self.pool.take() as connection:
             count = connection.run(*_insertion(connection, ids, jobs, nonce))
-        # The commit may have taken longer than those who were woken look again.
+        # Ring after the commit: it may have taken longer than `RING_WINDOW`, so that woken workers polled before it.
         self.ring()
         return count == len(jobs)
 
@@ -133,15 +136,15 @@ class Enqueueing(Statements):
         # COPY takes a quarter of the time of an insert from arrays.
         with self.pool.take() as connection:
             now = connection.rows("select pgcron.clock() as now")[0].now
-            # It cannot come late, as an insert can: its commit is a message of its own, which is sent when the server
-            # has confirmed the rows.
+            # Unlike an insert, a COPY cannot be committed after the connection broke: its commit is a separate message,
+            # which is sent only after the server has confirmed the rows.
             connection.copy(_COPY, lambda encoding: records(ids, jobs, nonce, now, encoding))
         return True
 
     def notify(self, channel: str) -> None:
-        """Send an empty notice: how a listener finds out whether it can be heard."""
+        """Send an empty notification on `channel`, with which a listener tests that it receives them."""
         with self.pool.take() as connection:
-            # Asking for the usage also frees a queue that stays full after its cause is gone.
+            # Reading the usage also frees a queue that would stay full after the listener that blocked it is gone.
             sent = connection.rows(
                 """
                 select set_config('lock_timeout', '250', true) as lock, pg_notify(%(channel)s, '') as sent
@@ -154,21 +157,21 @@ class Enqueueing(Statements):
             raise DatabaseUnavailable("the server's notify queue is filling up: some listener does not read")
 
     def _insert_again(self, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int) -> bool:
-        """Insert after a first try that may have been committed. False if `ids` are another's."""
-        # The first try wrote all of its rows or none. The look comes after the insert, because the insert waits for a
-        # first try that is still under way on the server. A row that is there is ours only if it has our nonce: after
-        # a failover ids may have been drawn twice.
+        """Insert after a first try that may have been committed. Return False if other jobs have these ids."""
+        # The first try wrote all of its rows or none. The rows are checked after the insert, not before, because the
+        # insert waits for a first try that is still running on the server. A row that exists is ours only if it has
+        # our nonce: after a failover, ids may have been drawn twice.
         lost = self.pool.lost()
         with self.pool.take() as connection:
             if lost:
-                # The network may still hold back bytes of the first try. Whoever would get them is ended, before it
-                # begins a statement, even if it is frozen: a signal comes before everything else.
+                # Bytes of the first try may still be delayed in the network. Terminate the backends that would receive
+                # them. That works even for a frozen backend: it handles the signal before it begins a statement.
                 connection.rows(_END_BACKENDS, {"pids": [b.pid for b in lost], "begun": [b.begun for b in lost]})
             with connection.transaction() as conn:
                 rows = _columns(ids, jobs, nonce)
                 added = conn.execute(in_schema(_INSERT + " on conflict (id) do nothing", self.schema), rows).rowcount
                 if added < len(jobs):
-                    # Nothing stays of what was added beside rows that were there.
+                    # Some ids exist: keep none of the rows that were added beside them.
                     raise psycopg.Rollback
             if added == len(jobs):
                 return True
@@ -182,17 +185,20 @@ class Enqueueing(Statements):
                 {"ids": list(ids), "nonce": nonce},
             )
             if ours:
-                # Ended while it waited for a standby, the first try shows its rows before they are replicated. A commit
-                # of ours waits for that.
+                # If the first try was terminated while it waited for a synchronous standby, its rows are visible before
+                # they are replicated. This commit waits for the standby in its place.
                 connection.rows("select pg_logical_emit_message(true, 'pgcron', '')")
             return bool(ours)
 
     def _draw(self, count: int) -> list[int]:
-        """Draw ids that are in use neither by living jobs nor in history."""
+        """Draw ids that are used neither by live jobs nor in history."""
         return self._drawn("select unnest(pgcron.draw_ids(%(count)s::int)) as id", count)
 
     def _draw_anew(self, taken: Sequence[int], why: str) -> list[int]:
-        """Ids that are free, after others were not; what is in stock comes from the same source as those."""
+        """Return new ids in place of `taken`, and discard the stock, whose ids come from the same part of the sequence.
+
+        `why` is the message to log.
+        """
         self._stock.empty()
         ids = self._draw(len(taken))
         which = f"the id {taken[0]} is" if len(taken) == 1 else f"of the ids {taken[0]} to {taken[-1]} some are"
@@ -207,18 +213,18 @@ class Enqueueing(Statements):
         return [job_id for job_id, in rows]
 
 
-# Why ids could not be used, for the log.
+# Log messages for ids that could not be used.
 BEHIND = (
     "%s in use by other jobs, or not drawn yet, so the sequence of ids is behind, as after a failover or a restore;"
-    " enqueueing under %s instead. Workers move the sequence on; to do it now, run: pgcron migrate"
+    " enqueueing under %s instead. Workers move the sequence forward; to do it now, run: pgcron migrate"
 )
 HELD = (
     "%s in use by a job that a transaction has inserted which has not ended; enqueueing under %s instead. Either the"
     " sequence of ids is behind, or a role inserts jobs under ids that others have drawn"
 )
 
-# A notice may be lost when the server crashes, so the commit does not wait for the disk. Nor does it wait long for the
-# lock of all notices, which is held while the server waits for a synchronous standby.
+# A notification may be lost in a crash of the server, so its commit does not wait for the disk. It also waits only
+# briefly for the lock for all notifications, which is held while the server waits for a synchronous standby.
 _RING: LiteralString = """
     select set_config('synchronous_commit', 'off', true) as commit, set_config('lock_timeout', '250', true) as lock,
            pgcron.ring()
@@ -228,11 +234,25 @@ _END_BACKENDS: LiteralString = """
     select pg_terminate_backend(a.pid)
     from unnest(%(pids)s::int[], %(begun)s::text[]) as lost (pid, begun)
     join pg_stat_activity as a on a.pid = lost.pid and a.backend_start::text = lost.begun
-    -- One that waits for a standby has its statement behind it.
+    -- A backend that waits for a standby has finished its statement already.
     where a.wait_event is distinct from 'SyncRep'
 """
 
-# One job, the usual case, without the arrays.
+# The enqueue.
+#
+# It must store all jobs or none, and store each job once, even if the first try was committed and its reply lost. So
+# the ids are drawn before, and every row carries the nonce of its call. A repeat uses the same ids: the primary key
+# refuses rows that exist, and the nonce tells whether they are ours. See `_insert_again`.
+#
+# It must not be stored again after the job has ended. A network may hold a statement back for long; through a pooler it
+# may arrive after the job was inserted again by a producer that received no reply, has run, and was moved to history.
+# So `_INSERT` inserts nothing if history has one of the ids. One gap of microseconds remains: the statement reads
+# history as of its beginning, and a job that ends between then and the insert of the row is stored a second time. On a
+# direct connection this cannot happen, because the backend is terminated first, see `_END_BACKENDS`.
+#
+# Three forms: `_INSERT_ONE` for one job, the usual case, without arrays and, on a direct connection, without the look
+# into history; `_INSERT` for several jobs, or through a pooler, which reads history by its primary key; and `_COPY` for
+# many jobs, which takes a quarter of the time of an insert from arrays.
 _INSERT_ONE: LiteralString = """
     insert into pgcron.jobs (id, task, queue, priority, args, headers, tags, execute_after, max_attempts, max_crashes,
                              nonce)
@@ -241,10 +261,6 @@ _INSERT_ONE: LiteralString = """
             %(max_attempts)s, %(max_crashes)s, %(nonce)s)
 """
 
-# All of them or none, and not into history's ids: what a network holds back for long may arrive through a pooler when
-# the same job, inserted again by a producer that heard no reply, has run and ended. (The statement looks as of its
-# begin: should the job end between that and the insert of the row, there is a second one after all. In between are
-# microseconds. Without a pooler there is no such moment, see `_END_BACKENDS`.)
 _INSERT: LiteralString = """
     insert into pgcron.jobs (id, task, queue, priority, args, headers, tags, execute_after, max_attempts, max_crashes,
                              nonce)
@@ -269,22 +285,22 @@ def _insertion(
     connection: Connection, ids: Sequence[int], jobs: Sequence[NewJob], nonce: int
 ) -> tuple[LiteralString, Mapping[str, Any]]:
     """Return the statement that inserts `jobs` on `connection`, and its values."""
-    if len(jobs) == 1 and connection.is_ours:
+    if len(jobs) == 1 and connection.is_direct:
         return _INSERT_ONE, _row(ids[0], jobs[0], nonce)
     return _INSERT, _columns(ids, jobs, nonce)
 
 
 class IdStock:
-    """Job ids that are this process's alone. A few are kept, so that single jobs seldom ask for one.
+    """Stock of job ids drawn for this process, so that enqueueing a single job rarely has to draw one.
 
-    They are kept no longer than the connections they came by: behind another one there may be another server, whose
-    sequence gives the same ids to others.
+    Ids are discarded when a connection is replaced: the new one may lead to another server, whose sequence gives the
+    same ids to others.
     """
 
     MOST = 256
 
     def __init__(self, generation: Callable[[], int]) -> None:
-        # Changes with the connections, and what it was when the ids were drawn.
+        # Returns the generation of the connections; below, the generation in which the ids were drawn.
         self._generation = generation
         self._drawn_in = -1
         self._batch = 1
@@ -292,25 +308,26 @@ class IdStock:
         _stocks.add(self)
 
     def start_over(self) -> None:
-        """Begin with nothing, as in a forked child: the ids and the nonces are the parent's, and so may be the lock."""
+        """Reset everything. In a forked child the ids and nonces belong to the parent, which may hold the lock too."""
         self._lock = threading.Lock()
         self._ids: list[int] = []
-        # A process counts from a number that no other is near.
+        # A random start, so that no two processes use the same numbers.
         self.nonces = itertools.count(secrets.randbits(62))
 
     def take(self, count: int, draw: Callable[[int], list[int]]) -> list[int]:
-        """`count` fresh ids, from stock or by `draw(how_many)`."""
-        # Not for longer than the server may be silent: of many threads each would wait for all before it.
+        """Return `count` new ids, from stock or from `draw(how_many)`."""
+        # Wait no longer than the limit for a silent server. Otherwise each of many threads would wait for the limits of
+        # all threads before it.
         if not self._lock.acquire(timeout=SILENT_SECONDS):
             raise DatabaseUnavailable(
-                f"no answer for {SILENT_SECONDS:g} s to another thread of this process, which asks for the ids of jobs"
+                f"another thread of this process, which draws ids of jobs, has had no answer for {SILENT_SECONDS:g} s"
             )
         try:
             if self._generation() != self._drawn_in:
                 self._ids = []
             if len(self._ids) < count:
                 self._ids += draw(max(count - len(self._ids), self._batch))
-                # Doubling from one: a script that enqueues one job leaves no gap, a busy producer asks once in 256.
+                # Double from one: a script that enqueues one job leaves no gap; a busy producer draws once in 256 jobs.
                 self._batch = min(self._batch * 2, self.MOST)
                 self._drawn_in = self._generation()
             taken, self._ids = self._ids[:count], self._ids[count:]
@@ -319,8 +336,9 @@ class IdStock:
             self._lock.release()
 
     def empty(self) -> None:
+        """Discard the stock."""
         with self._lock:
-            # Begun anew: where somebody occupies the ids that are kept, few are kept.
+            # Start again with small batches: while others occupy the ids, keep few.
             self._ids, self._batch = [], 1
 
 

@@ -1,4 +1,4 @@
-"""The driver's errors: which to try again, which cost the connection, and how each is worded."""
+"""Translation of the driver's errors: which are retried, which close the connection, and the message of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from psycopg import errors as pg_errors
 from ..errors import ConfigError, DatabaseRefused, DatabaseUnavailable, LoginRefused, PgCronError
 from .url import DatabaseUrl
 
-# Errors after which the same statement may be right a moment later.
-TRY_AGAIN: tuple[type[psycopg.Error], ...] = (
+# Errors after which the same statement may succeed a moment later.
+RETRY: tuple[type[psycopg.Error], ...] = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     pg_errors.ReadOnlySqlTransaction,
@@ -20,9 +20,9 @@ TRY_AGAIN: tuple[type[psycopg.Error], ...] = (
     pg_errors.IdleInTransactionSessionTimeout,
 )
 
-# Errors after which this very connection is no longer worth having: a standby, a plan that no longer fits
-# ("cached plan must not change result type" would be repeated for ever), a prepared statement a pooler lost.
-LEAVE: tuple[type[psycopg.Error], ...] = (
+# Errors after which the connection must be replaced: it leads to a standby, a cached plan no longer fits ("cached plan
+# must not change result type" would be repeated for ever), or a pooler has lost a prepared statement.
+RECONNECT: tuple[type[psycopg.Error], ...] = (
     pg_errors.ReadOnlySqlTransaction,
     pg_errors.FeatureNotSupported,
     pg_errors.InvalidSqlStatementName,
@@ -37,11 +37,11 @@ WRONG_SCHEMA: tuple[type[psycopg.Error], ...] = (
 )
 
 
-# What refuses an id: another job has it, or the sequence, which was set back, has not drawn it yet.
+# The constraints that refuse an id: another job has it, or the sequence, which was set back, has not drawn it yet.
 REFUSES_IDS = ("jobs_pkey", "history_pkey", "jobs_id_is_drawn")
 
 
-# What the constraints on the values of a job mean.
+# The reason for each constraint on the values of a job.
 UNFIT = {
     "task_name_check": "its task has no name, or one of more than 200 characters",
     "queue_name_check": "its queue has no name, or one of more than 100 characters",
@@ -58,7 +58,7 @@ UNFIT = {
 
 
 class JobUnfit(DatabaseRefused):
-    """A job with a value that the table does not take."""
+    """A job with a value that the table does not accept."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the database does not store this job: {reason}")
@@ -66,51 +66,53 @@ class JobUnfit(DatabaseRefused):
 
 
 class IdTaken(DatabaseRefused):
-    """An id that may not be used: it is in `jobs` or in `history` already, or is ahead of the sequence."""
+    """An id that cannot be used: it is in `jobs` or `history` already, or the sequence has not drawn it yet."""
 
 
 class IdHeld(DatabaseUnavailable):
-    """An id under which a transaction that is still open has inserted a job: nothing was stored.
+    """An id under which another transaction, which is still open, has inserted a job. Nothing was stored.
 
-    Never raised by a repeat, which could take its own first try for another's: `on conflict` waits for the table's row.
+    Never raised by a repeated insert, which could mistake its own first try for another job: `on conflict` waits for
+    the row in the table.
     """
 
 
-def trouble(error: psycopg.Error) -> DatabaseUnavailable:
-    """The exception for a statement that may be right a moment later."""
-    # The words around the name of the index depend on the language of the server.
+def unavailable(error: psycopg.Error) -> DatabaseUnavailable:
+    """Return the exception for a statement that may succeed a moment later."""
+    # Only the name of the index can be compared: the words around it depend on the language of the server.
     if isinstance(error, pg_errors.LockNotAvailable) and "jobs_pkey" in (error.diag.context or ""):
-        return IdHeld(worded(error))
-    return DatabaseUnavailable(worded(error))
+        return IdHeld(one_line(error))
+    return DatabaseUnavailable(one_line(error))
 
 
 def refusal(error: psycopg.Error) -> DatabaseRefused:
-    """The exception for a statement that would be refused again."""
+    """Return the exception for a statement that would be refused again."""
     if error.diag.constraint_name in REFUSES_IDS:
-        return IdTaken(worded(error))
+        return IdTaken(one_line(error))
     if error.diag.constraint_name in UNFIT:
         return JobUnfit(UNFIT[error.diag.constraint_name])
     if isinstance(error, pg_errors.InsufficientPrivilege):
-        # The first line alone: the driver adds the statement and a caret below it.
+        # Only the first line: the driver adds the statement and a caret below it.
         (refused, *_) = str(error).splitlines() or [type(error).__name__]
         return DatabaseRefused(
             f"{refused}. A database role gets its rights by part; as the owner of the schema, run:"
             " select pgcron.allow('ROLE', 'worker'), or 'producer', 'reader', 'admin' in the place of 'worker'"
         )
-    return DatabaseRefused(worded(error))
+    return DatabaseRefused(one_line(error))
 
 
 def no_schema(schema: str, error: BaseException) -> str:
-    """The sentence for a statement that did not find our tables or functions."""
-    # The first line alone: the driver adds the statement and a caret below it.
+    """Return the message for a statement that did not find our tables or functions."""
+    # Only the first line: the driver adds the statement and a caret below it.
     (found, *_) = str(error).splitlines() or [type(error).__name__]
     return f"the schema {schema!r} is not in this database, or does not fit this version: {found}. Run: pgcron migrate"
 
 
 def interruption(error: BaseException, handled: BaseException | None) -> BaseException | None:
-    """What was thrown in from outside, a deadline's or a killed greenlet's, when psycopg raised `error` in its place.
+    """Return the exception that interrupted psycopg, such as a timeout or a killed greenlet, or None.
 
-    It tidies its pipeline up, and cannot in the middle of a statement. What was `handled` before is no interruption.
+    psycopg then tries to end its pipeline, cannot do so in the middle of a statement, and raises `error` in place of
+    the interruption. `handled`, the exception that was being handled before, is no interruption.
     """
     earlier = error.__context__
     while isinstance(earlier, Exception) and earlier is not handled:
@@ -119,8 +121,8 @@ def interruption(error: BaseException, handled: BaseException | None) -> BaseExc
 
 
 def unreachable(address: DatabaseUrl, error: psycopg.Error) -> PgCronError:
-    """What a failed connection attempt means. psycopg knows no error codes here, only the server's words."""
-    words = address.without_values(worded(error))
+    """Return the exception for a failed connection attempt. psycopg gives no error code here, only the message."""
+    words = address.without_values(one_line(error))
     if pools_statements(error):
         return pooled_by_statement(address)
     if re.search("too many (clients|connections)|remaining connection slots|no more connections", words):
@@ -139,7 +141,7 @@ def pools_statements(error: BaseException) -> bool:
 
 
 def pooled_by_statement(address: DatabaseUrl) -> ConfigError:
-    """The refusal of a pooler with which nothing of several statements can be committed together."""
+    """Return the error for a pooler in statement mode, which cannot commit several statements together."""
     return ConfigError(
         f"the pooler at {address} (from {address.source}) runs with pool_mode=statement, which forbids transactions of"
         " several statements, and pgcron needs them. Set pool_mode=transaction (or session) for this database in"
@@ -147,5 +149,6 @@ def pooled_by_statement(address: DatabaseUrl) -> ConfigError:
     )
 
 
-def worded(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Bringing the schema up to date: numbered files, in order, each in a transaction of its own.
+"""Migrations of the schema: numbered SQL files, applied in order, each in a separate transaction.
 
-Safe when two run at once: they take turns by a lock that ends with the transaction, so it works through a pooler as
-well. It is a lock of the table of migrations, which only its owner can take. A migration that cannot get its table
-locks within a few seconds gives up and tries again, so that it never stands in front of everybody else's statements.
+Two processes may migrate at the same time. A lock serialises them that ends with the transaction, so it works through
+a pooler as well; it is a lock on the table of migrations, which only the owner can take. A migration that cannot get
+its table locks within a few seconds gives up and tries again, so that other statements do not queue up behind it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 3.0
 PATIENCE_SECONDS = 60.0
-# The migration that brings what moves the sequence of ids on.
-KNOWS_THE_SEQUENCE = 5
+# The migration that adds `mend_sequence`.
+SEQUENCE_MIGRATION = 5
 
-# What passes when others who hold a lock, or make the same schema, are done: there is no table to lock before.
-IN_THE_WAY: tuple[type[psycopg.Error], ...] = (
+# Errors that end when another transaction ends: one that holds a lock, or one that creates the same schema. The latter
+# cannot be serialised, because there is no table to lock yet.
+RETRY: tuple[type[psycopg.Error], ...] = (
     pg_errors.LockNotAvailable,
     pg_errors.DeadlockDetected,
     pg_errors.DuplicateSchema,
@@ -58,15 +59,15 @@ class Migration:
 
     @property
     def oldest_code(self) -> int:
-        said = re.search(r"^-- oldest code: (\d+)$", self.text, re.MULTILINE)
-        return int(said.group(1)) if said else self.number
+        declared = re.search(r"^-- oldest code: (\d+)$", self.text, re.MULTILINE)
+        return int(declared.group(1)) if declared else self.number
 
     def __str__(self) -> str:
         return f"{self.number:04} {self.name}"
 
 
 def migrations() -> list[Migration]:
-    """All migrations of this version of the code, in order."""
+    """Return all migrations of this version of the code, in order."""
     found = []
     for file in resources.files("pgcron_lite.pg").joinpath("sql").iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
@@ -76,13 +77,13 @@ def migrations() -> list[Migration]:
 
 
 def newest() -> int:
-    """The schema number this code is written for."""
+    """Return the schema number that this code is written for."""
     return migrations()[-1].number
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """Which schema a database has, beside the one this code wants. 0: none."""
+    """The number of the schema that a database has, 0 for none, and of the one that this code needs."""
 
     have: int
     want: int
@@ -93,7 +94,7 @@ class SchemaState:
         return self.have < self.want
 
     def refusal(self, schema: str) -> str | None:
-        """Why this code cannot work here, and the one command to type; None if it can."""
+        """Return why this code cannot use the schema, with the command to run; None if it can."""
         if self.have == 0:
             return f"the schema {schema!r} is not there yet. Run: pgcron migrate"
         if self.is_behind:
@@ -107,7 +108,7 @@ class SchemaState:
 
 
 def state(address: DatabaseUrl, schema: str = "pgcron") -> SchemaState:
-    """Look, and change nothing."""
+    """Return the state of the schema in a database. Changes nothing."""
     try:
         with _connect(address) as conn:
             return state_on(conn, schema)
@@ -116,7 +117,7 @@ def state(address: DatabaseUrl, schema: str = "pgcron") -> SchemaState:
 
 
 def migrate(address: DatabaseUrl, schema: str = "pgcron", to: int | None = None) -> list[Migration]:
-    """Apply what is missing, up to number `to`; returns what was applied."""
+    """Apply the missing migrations up to number `to`. Return those that were applied."""
     known = migrations()
     check_name(schema)
     target = known[-1].number if to is None else to
@@ -125,7 +126,7 @@ def migrate(address: DatabaseUrl, schema: str = "pgcron", to: int | None = None)
     found = state(address, schema)
     have = found.have
     if not found.is_behind and (refusal := found.refusal(schema)) is not None:
-        # It has nothing to apply, and would report a schema that it cannot work with as done.
+        # There is nothing to apply, and success would be reported for a schema that this code cannot use.
         raise SchemaMismatch(refusal)
     if to is not None and have > to:
         raise SchemaMismatch(f"the schema {schema!r} is at {have} already; migrations only go forward")
@@ -133,13 +134,13 @@ def migrate(address: DatabaseUrl, schema: str = "pgcron", to: int | None = None)
     for migration in known:
         if migration.number <= target and _apply(address, schema, migration):
             applied.append(migration)
-    if target >= KNOWS_THE_SEQUENCE:
-        _mend_sequence(address, schema)
+    if target >= SEQUENCE_MIGRATION:
+        _repair_sequence(address, schema)
     return applied
 
 
 def script(schema: str = "pgcron", since: int = 0) -> str:
-    """The SQL that `migrate` would run on a database at number `since`, for people who apply it themselves."""
+    """Return the SQL that `migrate` would run on a database at number `since`, for applying it by hand."""
     check_name(schema)
     parts = []
     if since == 0:
@@ -151,25 +152,25 @@ def script(schema: str = "pgcron", since: int = 0) -> str:
                 f" values ({migration.number}, '{migration.name}', {migration.oldest_code});"
             )
             begin = "begin;\nset local search_path = pg_catalog, pg_temp;"
-            # In each transaction: a client that goes on after an error would run the others.
+            # In each transaction, because a client that continues after an error would run the next ones.
             check = in_schema(ownership.MIGRATE_CHECK, schema)
             parts.append("\n".join([begin, check, in_schema(migration.text + record, schema), "commit;"]))
     return "\n\n".join(parts) + "\n"
 
 
 def check_name(schema: str) -> None:
-    """Refuse a schema that others have objects in by its nature."""
+    """Refuse a schema that is shared with others, such as `public`."""
     if schema in SHARED_SCHEMAS:
-        raise ConfigError(f"the schema {schema!r} belongs to others as well; choose one of its own, such as pgcron")
+        raise ConfigError(f"the schema {schema!r} belongs to others as well; choose a separate one, such as pgcron")
 
 
 def _apply(address: DatabaseUrl, schema: str, migration: Migration) -> bool:
-    """Apply one migration unless somebody else has. Waits for locks in small portions."""
+    """Apply one migration, unless it is applied already. Waits for locks repeatedly, for a short time each."""
     deadline = monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return _try_to_apply(address, schema, migration)
-        except IN_THE_WAY as error:
+        except RETRY as error:
             if monotonic() > deadline:
                 raise DatabaseUnavailable(
                     f"migration {migration} waited {PATIENCE_SECONDS:.0f} s for a lock that others hold: {error}"
@@ -184,16 +185,16 @@ def _apply(address: DatabaseUrl, schema: str, migration: Migration) -> bool:
             raise DatabaseRefused(f"migration {migration} was refused, nothing of it has been done: {error}") from error
 
 
-def _mend_sequence(address: DatabaseUrl, schema: str) -> None:
-    """Move a sequence of ids that is behind: whoever has restored a database runs `migrate`, and should be heard."""
+def _repair_sequence(address: DatabaseUrl, schema: str) -> None:
+    """Move the sequence of ids forward if it is behind, and log that: `migrate` is often run after a restore."""
     try:
         with _connect(address) as conn:
             while behind := _number(conn.execute(in_schema(sequence.MEND, schema)).fetchone()):
                 sequence.warn(behind)
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the sequence of job ids could not be looked at, run it again: {error}") from error
+        raise DatabaseUnavailable(f"the sequence of job ids could not be checked, run it again: {error}") from error
     except psycopg.Error as error:
-        raise DatabaseRefused(f"the sequence of job ids could not be looked at: {error}") from error
+        raise DatabaseRefused(f"the sequence of job ids could not be checked: {error}") from error
 
 
 def _number(row: object) -> int:
@@ -205,7 +206,7 @@ def _try_to_apply(address: DatabaseUrl, schema: str, migration: Migration) -> bo
     with _connect(address) as conn, conn.transaction():
         conn.execute("select set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS * 1000:.0f}"])
         conn.execute("select set_config('statement_timeout', '0', true)")
-        # Defaults, constraints and the view mean the same functions whoever migrates.
+        # Names in defaults, constraints and the view refer to the same functions whatever role migrates.
         conn.execute("set local search_path = pg_catalog, pg_temp")
         ownership.check(conn, in_schema(ownership.MIGRATE_REFUSAL, schema), schema)
         if _is_begun(conn, schema):
@@ -229,13 +230,13 @@ def _create_schema(conn: psycopg.Connection[object], schema: str) -> None:
     plain = conn.execute("select quote_ident(%s) = %s", [schema, schema]).fetchone()
     if plain != (True,):
         raise ConfigError(f"schema {schema!r} is a reserved word of SQL; choose another name")
-    # Somebody may have prepared an empty schema for us, without the right to create one.
+    # An empty schema may have been created for a role that has no right to create one.
     if conn.execute("select from pg_namespace where nspname = %s", [schema]).rowcount == 0:
         conn.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
 
 
 def state_on(conn: psycopg.Connection[object], schema: str) -> SchemaState:
-    """The same on a connection that is there."""
+    """Return the state of the schema on an open connection."""
     ownership.check(conn, in_schema(ownership.USE_REFUSAL, schema), schema)
     if not _is_begun(conn, schema):
         return SchemaState(0, newest(), 0)

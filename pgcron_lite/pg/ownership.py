@@ -1,14 +1,15 @@
 """Checks of who owns a schema, made before anything in it is read or called.
 
-A role that may create schemas can make one called `pgcron` before anyone migrates. A view in the place of a table, or a
-function, then runs with the rights of whoever reads or calls it. So a schema is used only if its owner is trusted and
-its parts are of the kinds that our migrations make.
+A role that may create schemas can create one called `pgcron` before the first migration. A view in place of a table, or
+a function, then runs with the rights of the role that reads or calls it. So a schema is used only if its owner is
+trusted and its objects are of the kinds that our migrations create.
 
-Trusted are the current role, a superuser, the owner of the database, and the roles that the current one is a member of.
-Membership is read from `pg_auth_members`: `pg_has_role` says of a superuser that it is a member of every role.
+The trusted roles are the current role, superusers, the owner of the database, and the roles that the current one is a
+member of. Membership is read from `pg_auth_members`, because `pg_has_role` reports a superuser as a member of every
+role.
 
-A role that cannot create schemas, such as one with the part `producer` or `worker`, accepts another owner as well: it
-was given its rights by that owner. To migrate, the owner must be trusted in any case.
+A role that cannot create schemas, such as one with the part `producer` or `worker`, accepts another owner as well,
+because that owner has granted its rights. To migrate, the owner must be trusted in any case.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import psycopg
 
 from ..errors import ConfigError
 
-# Every name is looked up in `pg_catalog`, and both sides of each comparison have one type: on a search path that others
-# may write to, no function or operator of theirs fits better. Relations are looked up by name, as the catalogue's index
-# wants it: a database may have a hundred thousand of them.
+# Every name is looked up in `pg_catalog`, and both sides of each comparison have the same type. So even if others can
+# write to the search path, no function or operator of theirs can match better. Relations are looked up by name and
+# schema, the key of the catalogue's index, because a database may have a hundred thousand of them.
 _LOOKUP: LiteralString = """
     with recursive membership (role) as (
         select r.oid from pg_catalog.pg_roles as r where r.rolname = current_user
@@ -64,7 +65,7 @@ _LOOKUP: LiteralString = """
     )
 """
 
-# The kinds and owners of what our migrations make, as far as it is there; null if nothing is wrong.
+# The check of the kinds and owners of those of our objects that exist; null if nothing is wrong.
 _PARTS: LiteralString = """
     (
         select pg_catalog.concat('has ', pg_catalog.quote_literal(r.name::pg_catalog.text),
@@ -92,7 +93,7 @@ _OWNED: LiteralString = """
     )
 """
 
-# Why the schema is not to be read; one row, or none if there is no schema.
+# Why the schema must not be used, or null; no row if there is no schema.
 USE_REFUSAL: LiteralString = (
     _LOOKUP  # noqa: S608
     + """
@@ -106,8 +107,8 @@ USE_REFUSAL: LiteralString = (
     + ") end as reason from ours as o"
 )
 
-# Why the schema is not to be migrated. Objects of others would lose what PUBLIC may do with them, and could be called
-# by ours.
+# Why the schema must not be migrated, or null. A migration would revoke the rights of PUBLIC on objects of others, and
+# our functions could call theirs.
 MIGRATE_REFUSAL: LiteralString = (
     _LOOKUP  # noqa: S608
     + """,
@@ -117,7 +118,7 @@ MIGRATE_REFUSAL: LiteralString = (
         select p.proname, p.proowner from ours as o join pg_catalog.pg_proc as p on p.pronamespace = o.id
         union all
         select t.typname, t.typowner from ours as o join pg_catalog.pg_type as t on t.typnamespace = o.id
-        -- Those of tables and arrays go by the names of what they are of.
+        -- Types of tables and arrays are left out: the names of their tables and element types are checked.
         where t.typrelid = '0' and t.typelem = '0'
     )
     select case when not o.is_trusted then
@@ -138,7 +139,7 @@ MIGRATE_REFUSAL: LiteralString = (
     ) end as reason from ours as o"""
 )
 
-# The same as a statement that fails, for a script.
+# The same check as a statement that fails, for scripts.
 MIGRATE_CHECK: LiteralString = (
     "do $check$\ndeclare\n    refusal text;\nbegin\n    select checked.reason into refusal from ("  # noqa: S608
     + MIGRATE_REFUSAL
@@ -153,9 +154,9 @@ $check$;
 
 
 def check(conn: psycopg.Connection[Any], query: LiteralString, schema: str) -> bool:
-    """Refuse the schema for the reason that `query`, one of the above, gives. Return False if there is no schema.
+    """Raise `ConfigError` if `query`, one of the above, returns a reason. Return False if there is no schema.
 
-    `query` names the schema as it is called here, see `in_schema`.
+    `query` must contain the actual name of the schema, see `in_schema`.
     """
     rows = conn.execute(query).fetchall()
     for (reason,) in rows:

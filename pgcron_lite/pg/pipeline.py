@@ -1,7 +1,15 @@
-"""Writing what ended and claiming what comes next at the same time, on a connection each.
+"""Pipelined settle and claim: outcomes are written while the next jobs are claimed, on one connection each.
 
-Where jobs are short, the one takes the server as long as the other, and it has more than one core. The second
-connection is the listener's: in full swing nobody waits for the bell.
+What it must guarantee is what `settle` and `claim` guarantee one after the other. Each of the two is a transaction on
+its own and recovers from a lost reply independently: an outcome that is written again is recognised as ours, and a
+claim is found by its token.
+
+Where jobs are short, both take the server about the same time, and the server has more than one core, so it works on
+both while the worker processes the previous reply. No third connection is opened for that: the second is the
+listener's, which waits for no notification while the worker is busy. Behind a pooler, and where LISTEN does not work,
+the listener has no connection that could be used, and the two run one after the other.
+
+The statements and their plans are those of `settle` and `claim`; nothing is different but the connection.
 """
 
 from __future__ import annotations
@@ -18,11 +26,11 @@ from .settle import Settling
 
 
 class Pipelining(Claiming, Settling):
-    """The verbs of a worker whose jobs are short."""
+    """The method of a worker whose jobs are short."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Set when it is opened.
+        # Set by `open_bell`.
         self._bell: Listener | None = None
 
     @contextmanager
@@ -35,13 +43,14 @@ class Pipelining(Claiming, Settling):
         tasks: Sequence[str],
         limit: int,
     ) -> Iterator[PipelineReply]:
-        """Do as `settle` and `claim` do. The server is at work during the block, and nothing else may be asked of it.
+        """Do as `settle` and `claim`. The server works while the block runs; send it nothing else from the block.
 
-        When one of the two fails, nothing is said about the other: `settle` may be asked again, and `held` knows.
+        If one of the two fails, the other may or may not have been committed. Call `settle` again with the same
+        outcomes, and `held` with the same claim.
         """
         reply = PipelineReply()
-        # Another address may be that of another role.
-        second = self._bell.lent() if self._bell is not None and self.direct == self.address else None
+        # A direct URL that differs may log in as another role, which may lack the rights for these statements.
+        second = self._bell.spare_connection() if self._bell is not None and self.direct == self.address else None
         if second is None:
             yield reply
             reply.settled = self.settle(outcomes)

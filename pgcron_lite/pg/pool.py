@@ -1,4 +1,4 @@
-"""A small pool of connections for callers from any thread, and the statements that run on it."""
+"""A small pool of connections for callers from any thread, and the base class of everything that runs statements."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from .url import DatabaseUrl
 
 
 class Pool:
-    """Up to `size` connections, opened when needed, the last used first; nothing runs in the background."""
+    """Up to `size` connections, opened when needed and reused last in, first out. Nothing runs in the background."""
 
     def __init__(self, make: Callable[[], Connection], size: int) -> None:
         self.size = size
         self._make = make
         self._all: list[Connection] = []
         self._free: list[Connection] = []
-        # Taken when everything was to be closed: closed on their return, for a call must not lose its socket.
+        # Connections that were in use when `close` was called. They are closed when they are returned, so that no call
+        # loses its socket.
         self._retired: list[Connection] = []
         self._returned = threading.Condition()
         _all_pools.add(self)
 
     @contextmanager
     def take(self, patience: float = 30.0) -> Iterator[Connection]:
-        """A connection for the time of the block; waits for one at most `patience` seconds."""
+        """Take a connection for the duration of the block. Wait for one at most `patience` seconds."""
         connection = self._take(monotonic() + patience, patience)
         try:
             yield connection
@@ -41,7 +42,7 @@ class Pool:
 
     @property
     def generation(self) -> int:
-        """Changes whenever a connection was opened: what was watched before was not watched without a break."""
+        """A number that changes with every new connection: observations from before and after it have a gap."""
         connections = self._all
         return (
             connections[0].generation
@@ -50,14 +51,15 @@ class Pool:
         )
 
     def lost(self) -> list[Backend]:
-        """Return the last backends whose connections broke."""
-        # Left where they are: were they taken, another thread could repeat its insert before this one has ended them.
+        """Return the backends of the last connections that broke."""
+        # They stay in the list. If they were removed, another thread could repeat its insert before this one has
+        # terminated them.
         return [backend for connection in list(self._all) for backend in connection.lost.copy()]
 
     @property
     def busy_seconds(self) -> float:
-        """How long the longest call that is under way has lasted."""
-        # Read once each: other threads begin and end calls meanwhile.
+        """Seconds that the longest running call has taken so far."""
+        # Read each value once: other threads begin and end calls meanwhile.
         started = [since for connection in list(self._all) if (since := connection.busy_since) is not None]
         return monotonic() - min(started) if started else 0.0
 
@@ -68,28 +70,28 @@ class Pool:
                 connection.cut()
 
     def close(self) -> None:
-        """Close what is free now, and what is in use when it comes back. What is taken later is opened again."""
+        """Close the free connections now, and those in use when they are returned. Later calls open them again."""
         with self._returned:
             for connection in self._free:
                 connection.close()
             self._retired = [connection for connection in self._all if connection not in self._free]
 
     def shrink(self, size: int) -> None:
-        """Keep at most `size` connections from now on; what is in use beyond that is closed when it comes back."""
+        """Keep at most `size` connections from now on. Connections in use beyond that are closed when returned."""
         with self._returned:
             self.size = min(size, self.size)
             while self._free and len(self._all) > self.size:
-                self._let_go(self._free.pop(0))
+                self._discard(self._free.pop(0))
 
     def start_over(self) -> None:
-        """In a forked child: whoever held a connection, or the lock, does not exist here."""
+        """Reset the pool in a forked child, where the threads that held a connection or the lock do not exist."""
         self._free, self._retired = list(self._all), []
         self._returned = threading.Condition()
 
     def _give_back(self, connection: Connection) -> None:
         with self._returned:
             if len(self._all) > self.size:
-                self._let_go(connection)
+                self._discard(connection)
                 return
             if connection in self._retired:
                 self._retired.remove(connection)
@@ -97,7 +99,7 @@ class Pool:
             self._free.append(connection)
             self._returned.notify()
 
-    def _let_go(self, connection: Connection) -> None:
+    def _discard(self, connection: Connection) -> None:
         self._all.remove(connection)
         connection.close()
 
@@ -131,7 +133,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class RunStatement(Protocol):
-    """Runs one statement of a transaction and returns its rows."""
+    """A function that runs one statement of a transaction and returns its rows."""
 
     def __call__(self, query: LiteralString, params: Params = None) -> list[Any]: ...
 
@@ -156,18 +158,18 @@ class Statements:
         self.pool = Pool(lambda: Connection(address, schema, check_label=check_label), size)
 
     def now(self) -> datetime:
-        """The one clock that counts: the database's."""
+        """Return the time of the database's clock, which all decisions use."""
         now: datetime = self._rows("select pgcron.clock() as now")[0].now
         return now
 
     @property
     def generation(self) -> int:
-        """Changes whenever a connection had to be opened: what was watched before has a gap."""
+        """A number that changes with every new connection; see `Pool.generation`."""
         return self.pool.generation
 
     @property
     def busy_seconds(self) -> float:
-        """How long the longest statement under way has taken so far."""
+        """Seconds that the longest running statement has taken so far."""
         return self.pool.busy_seconds
 
     def cut(self) -> None:
@@ -175,7 +177,7 @@ class Statements:
         self.pool.cut()
 
     def shrink(self, size: int) -> None:
-        """Make do with `size` connections from now on."""
+        """Use at most `size` connections from now on."""
         self.pool.shrink(size)
 
     def close(self) -> None:
@@ -186,13 +188,13 @@ class Statements:
             return connection.rows(query, params)
 
     def _run(self, query: LiteralString, values: Values) -> int:
-        """Run a frequent statement that returns no rows. Return how many rows it has written."""
+        """Run a frequent statement that returns no rows. Return the number of rows that it has written."""
         with self.pool.take() as connection:
             return connection.run(query, values)
 
     @contextmanager
     def _transaction(self) -> Iterator[RunStatement]:
-        """Several statements that depend on one another: all of them are committed, or none."""
+        """Run several statements in one transaction: all of them are committed, or none."""
         with self.pool.take() as connection, connection.transaction() as conn:
 
             def run(query: LiteralString, params: Params = None) -> list[Any]:
@@ -201,7 +203,7 @@ class Statements:
             yield run
 
     def _tuples(self, query: LiteralString, values: Values) -> list[tuple[Any, ...]]:
-        """Rows in plenty, by position."""
-        with self.pool.take() as connection, connection.asking(query, values) as answer:
+        """Return many rows, as plain tuples."""
+        with self.pool.take() as connection, connection.sending(query, values) as answer:
             pass
         return answer.rows()

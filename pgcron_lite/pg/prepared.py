@@ -1,7 +1,7 @@
-"""Statements that one session knows by name: for what is sent thousands of times a second.
+"""Prepared statements of one session, for statements that are sent thousands of times a second.
 
-They go past psycopg's cursors, which take longer over such a statement than it takes to be sent. The waiting is left to
-psycopg, so that a greenlet waits like a greenlet and Ctrl-C ends it.
+They bypass psycopg's cursors, whose overhead for such a statement is larger than sending it. psycopg still does the
+waiting, so that greenlets yield and Ctrl-C interrupts it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from psycopg.pq.abc import PGresult
 
 from .rows import rows_of
 
-# Texts, numbers, moments and None, and lists of them: what PostgreSQL reads as Python writes it.
+# Texts, numbers, datetimes, None, and lists of them: values whose `str` PostgreSQL can read.
 Values = Mapping[str, Any]
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -29,7 +29,7 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 
 @dataclass(slots=True)
 class Answer:
-    """The rows of a statement, once they are there; decoded on demand, which takes as long as to get them."""
+    """Rows of a statement, set when they have arrived. `rows()` decodes them, which takes as long as receiving them."""
 
     count: int = 0
     rows: Callable[[], list[tuple[Any, ...]]] = list
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Statement:
-    """A statement, the name it goes by, and its parameters in the order of their numbers."""
+    """A statement, the name it is prepared under, and its parameters in the order of their numbers."""
 
     name: bytes
     text: bytes
@@ -46,7 +46,7 @@ class Statement:
 
 
 class Prepared:
-    """What a connection that is ours alone has been told."""
+    """Prepared statements of a direct connection, whose session no other client shares."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
@@ -55,7 +55,7 @@ class Prepared:
         self._encoding = encoding_of(conn)
 
     def run(self, query: LiteralString, values: Values) -> int:
-        """Run a statement of whose answer, unless it is an error, only the number of rows is of interest."""
+        """Run a statement and return the number of its rows."""
         statement = self._statement(query)
         if statement.is_known:
             self._call(statement, values)()
@@ -66,17 +66,17 @@ class Prepared:
         return results[-1].command_tuples or 0
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
-        """Send a statement. The server works on it during the block, and the answer is there when it is over."""
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+        """Send a statement and run the block while the server works on it. The answer is complete after the block."""
         statement, answer = self._statement(query), Answer()
         if statement.is_known:
             self._call(statement, values)()
-            # What does not fit into the socket now is sent when the answer is waited for.
+            # What does not fit into the socket's buffer now is sent while waiting for the answer.
             self._pgconn.flush()
             yield answer
             results = self._conn.wait(execute(self._pgconn))
         else:
-            # Only the first time: it is sent with its text, behind the block, and in one trip all the same.
+            # Only the first time: prepare and execute it after the block, in one round trip.
             yield answer
             (results,) = self._run_together((statement, values))
         self._check(results)
@@ -85,7 +85,10 @@ class Prepared:
     def run_then(
         self, query: LiteralString, values: Values, then: LiteralString
     ) -> tuple[int, psycopg.Error | None]:
-        """`run`, and with the same trip a second transaction behind its commit: what went wrong there is returned."""
+        """Run `query` as `run` does and, in the same round trip, `then` in a second transaction after its commit.
+
+        Return the number of rows, and the error of the second transaction, if it failed.
+        """
         first, second = self._run_together((self._statement(query), values), (self._statement(then), {}))
         self._check(first)
         return first[-1].command_tuples or 0, self._refusal(second)
@@ -100,7 +103,7 @@ class Prepared:
         return known
 
     def _call(self, statement: Statement, values: Values) -> Callable[[], None]:
-        """Sends it. What cannot be sent at all is refused before."""
+        """Return a function that sends the statement. Values that cannot be sent are refused here."""
         texts = self._texts(statement, values)
         return partial(self._pgconn.send_query_prepared, statement.name, texts, result_format=Format.BINARY)
 
@@ -108,16 +111,16 @@ class Prepared:
         encoding = self._encoding
         texts = [
             None if (value := values[name]) is None
-            else (value if value.__class__ is str else _written(value)).encode(encoding)
+            else (value if value.__class__ is str else _as_text(value)).encode(encoding)
             for name in statement.parameters
         ]
         if b"\0" in b"".join(filter(None, texts)):
-            # It would be taken for the end of the text.
+            # libpq would read it as the end of the text.
             raise psycopg.DataError("PostgreSQL cannot store a NUL character in a text")
         return texts
 
     def _run_together(self, *calls: tuple[Statement, Values]) -> list[list[PGresult]]:
-        """Run statements in a transaction each, all sent in one trip: the answers to each."""
+        """Run each statement in a separate transaction, all in one round trip. Return the results of each."""
         commands: deque[Callable[[], None]] = deque()
         for statement, values in calls:
             if not statement.is_known:
@@ -126,14 +129,14 @@ class Prepared:
             commands.append(self._pgconn.pipeline_sync)
         answers = self._answers(commands, len(calls))
         for (statement, _), results in zip(calls, answers, strict=True):
-            # Known even if it then failed: the first answer is that to its text.
+            # The first result is that of preparing it, which may succeed although the execution failed.
             statement.is_known = statement.is_known or results[0].status == ExecStatus.COMMAND_OK
         return answers
 
     def _answers(self, commands: deque[Callable[[], None]], transactions: int) -> list[list[PGresult]]:
         self._pgconn.enter_pipeline_mode()
         arrived = self._conn.wait(pipeline_communicate(self._pgconn, commands))
-        # It leaves what does not fit into the socket to whoever writes next, and that is us, for we only read now.
+        # It leaves unsent what did not fit into the socket's buffer. Send that now, because only reads follow.
         self._conn.wait(send(self._pgconn))
         answers: list[list[PGresult]] = [[]]
         while len(answers) <= transactions:
@@ -146,7 +149,7 @@ class Prepared:
         return answers[:-1]
 
     def _reader(self, result: PGresult) -> Callable[[], list[tuple[Any, ...]]]:
-        """Decodes the rows when it is called. The connection, which tells how, may be closed by then."""
+        """Return a function that decodes the rows. It works even if the connection is closed by then."""
         return rows_of(self._conn, result)
 
     def _check(self, results: Iterable[PGresult]) -> None:
@@ -154,20 +157,20 @@ class Prepared:
             raise error
 
     def _refusal(self, results: Iterable[PGresult]) -> psycopg.Error | None:
-        """The error among the answers to a transaction: that of its statement, or of the commit behind it."""
+        """Return the error among the results of a transaction: that of its statement, or of its commit."""
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
                 return psycopg.errors.error_from_result(result, encoding=self._encoding)
         return None
 
 
-def _written(value: Any) -> str:
-    """A value as PostgreSQL reads it."""
+def _as_text(value: Any) -> str:
+    """Return a value in PostgreSQL's text format."""
     return array(value) if isinstance(value, list) else str(value)
 
 
 def array(items: Sequence[Any]) -> str:
-    """Values, or None, as PostgreSQL writes an array of them."""
+    """Return a list in PostgreSQL's text format for arrays. None becomes null."""
     return "{" + ",".join("null" if item is None else _quoted(str(item)) for item in items) + "}"
 
 
@@ -177,6 +180,6 @@ def _quoted(item: str) -> str:
 
 
 def encoding_of(conn: psycopg.Connection[Any]) -> str:
-    """How texts go over this connection."""
-    # What psycopg calls ASCII is a database that takes any bytes.
+    """Return the encoding of texts on this connection."""
+    # psycopg reports ASCII for a database with the encoding SQL_ASCII, which accepts any bytes.
     return "utf-8" if conn.info.encoding == "ascii" else conn.info.encoding

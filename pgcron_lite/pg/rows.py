@@ -1,4 +1,4 @@
-"""Between rows and values."""
+"""Conversion of rows to values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from psycopg.pq.abc import PGresult
 
 from ..job import Job, Outcome
 
-# What stands for a moment that Python has no date for, infinity among them: far from every other, and not at the very
-# end, so that it can be converted to any time zone.
+# The values for times that Python cannot represent, such as infinity. One day within the limits of Python, so that they
+# can be converted to any time zone.
 FAR_PAST, FAR_FUTURE = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 _TEXT, _TIMESTAMPTZ, _JSON, _JSONB = 25, 1184, 114, 3802
 
-# What decoding raises about a value: a moment out of range, text in another encoding, JSON that is none.
+# Exceptions for values that cannot be decoded: a time out of range, text in another encoding, invalid JSON.
 _UNREADABLE = (DataError, ValueError, OverflowError)
 
 Row = Any
@@ -30,9 +30,9 @@ MakeRow = Callable[[Sequence[Any]], Row]
 
 
 def rows_of(conn: Connection[Any], result: PGresult, make_row: MakeRow = tuple) -> Callable[[], list[Row]]:
-    """Decode the rows of `result` when called, which may be after `conn` was closed.
+    """Return a function that decodes the rows of `result`. It works even if `conn` is closed by then.
 
-    A row that cannot be decoded comes with a `flaw`, which says why, and does not fail the others.
+    A row that cannot be decoded has an attribute `flaw` with the reason, and does not affect the others.
     """
     reader = Transformer(conn)
     reader.set_pgresult(result)
@@ -54,7 +54,7 @@ def _read_row(reader: Reader, result: PGresult, number: int, make_row: MakeRow) 
 
 
 def _flawed_row(reader: Reader, result: PGresult, number: int, make_row: MakeRow) -> Row:
-    """The values that can be decoded, something near the others, and in `flaw` which those are."""
+    """Return a row with the values that can be decoded, substitutes for the others, and the reasons in `flaw`."""
     values, flaws = [], []
     for column in range(result.nfields):
         data = result.get_value(number, column)
@@ -63,18 +63,18 @@ def _flawed_row(reader: Reader, result: PGresult, number: int, make_row: MakeRow
             values.append(None if data is None else reader.get_loader(oid, form).load(data))
         except _UNREADABLE as error:
             assert data is not None
-            values.append(_near(oid, form, data))
+            values.append(_substitute(oid, form, data))
             flaws.append(f"{(result.fname(column) or b'?').decode()}: {' '.join(str(error).split())}")
     plain = make_row(values)
-    return type("FlawedRow", (type(plain),), {"flaw": "; ".join(flaws)})(*_as_given(plain, values))
+    return type("FlawedRow", (type(plain),), {"flaw": "; ".join(flaws)})(*_constructor_args(plain, values))
 
 
-def _as_given(plain: Row, values: Sequence[Any]) -> Sequence[Any]:
-    # A named tuple is made of its values one by one.
+def _constructor_args(plain: Row, values: Sequence[Any]) -> Sequence[Any]:
+    # The constructor of a named tuple takes the values as separate arguments, that of a tuple takes one sequence.
     return values if hasattr(plain, "_fields") else [values]
 
 
-def _near(oid: int, form: Format, data: bytes) -> Any:
+def _substitute(oid: int, form: Format, data: bytes) -> Any:
     if oid == _TIMESTAMPTZ:
         if form == Format.BINARY:
             return FAR_PAST if data[0] & 0x80 else FAR_FUTURE
@@ -85,7 +85,7 @@ def _near(oid: int, form: Format, data: bytes) -> Any:
 
 
 def as_job(row: Any) -> Job:
-    """A row that names the columns of a job, as a value."""
+    """Return a job from a row with named columns."""
     return Job(
         id=row.id,
         task=row.task,
@@ -94,7 +94,7 @@ def as_job(row: Any) -> Job:
         state=row.state,
         args=row.args,
         headers=row.headers or {},
-        tags=_words(row.tags),
+        tags=_flat(row.tags),
         execute_after=row.execute_after,
         attempt=row.attempt,
         max_attempts=row.max_attempts,
@@ -113,25 +113,25 @@ def as_job(row: Any) -> Job:
 
 
 def as_claimed(row: tuple[Any, ...], claim: uuid.UUID, worker: uuid.UUID) -> Job:
-    """A freshly claimed row, as a value: what the claimer knows is not sent back to it, nor is what is empty.
+    """Return a job from a row of the claim, which leaves out what the caller knows, and has null for what is empty.
 
-    The values come in the order of the statement: this is done for every job, and by name it takes thrice as long.
+    Values are accessed by position, because this runs for every job, and by name it takes three times as long.
     """
     (job_id, task, queue, priority, args, headers, tags, execute_after, attempt, max_attempts, crashes, max_crashes,
      alone, created_at, claimed_at, errors, _) = row  # fmt: skip
     return Job(
-        job_id, task, queue, priority, "running", args, headers or {}, _words(tags) if tags else (), execute_after,
+        job_id, task, queue, priority, "running", args, headers or {}, _flat(tags) if tags else (), execute_after,
         attempt, max_attempts, crashes, max_crashes, alone, claim, worker, created_at, claimed_at,
         tuple(errors) if errors else (), None, None, getattr(row, "flaw", None),
     )  # fmt: skip
 
 
-def _words(tags: Sequence[Any] | None) -> tuple[str, ...]:
-    """Tags as words, also those of an array that holds arrays or nulls."""
+def _flat(tags: Sequence[Any] | None) -> tuple[str, ...]:
+    """Return tags as a flat tuple, also from an array that contains arrays or nulls."""
     words: list[str] = []
     for tag in tags or ():
         if isinstance(tag, list):
-            words += _words(tag)
+            words += _flat(tag)
         elif tag is not None:
             words.append(tag)
     return tuple(words)
@@ -142,5 +142,5 @@ def as_json(value: Any) -> str:
 
 
 def error_text(outcome: Outcome) -> str | None:
-    """The entry for the job's error history, as JSON."""
+    """Return the entry for the job's error history as JSON, or None."""
     return None if outcome.error is None else as_json(outcome.error)

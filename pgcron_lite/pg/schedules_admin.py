@@ -11,10 +11,10 @@ from .schedules_planning import FROZEN_MILLISECONDS, OUTDATED
 
 
 class SchedulesAdmin(Statements):
-    """The verbs of people, about schedules."""
+    """The methods for operators, about schedules."""
 
     def schedules(self, name: str | None = None) -> list[ScheduleView]:
-        """All schedules by name, or the one."""
+        """Return all schedules, ordered by name, or only the one called `name`."""
         rows = self._rows(
             """
             select s.name, s.definition::text as definition, s.origin, s.app, s.paused_at, s.retired_at,
@@ -54,9 +54,9 @@ class SchedulesAdmin(Statements):
     def ticks(
         self, schedule: str, *, before: datetime | None = None, until: datetime | None = None, limit: int = 50
     ) -> list[TickView]:
-        """What became of the ticks of a schedule, the newest first; `before` continues below a tick.
+        """Return the ticks of a schedule and their outcomes, newest first; `before` continues below a tick.
 
-        `until` leaves out those that are still to come, and keeps one of them that has ended: it was called off.
+        `until` leaves out later ticks, except those that have ended already because they were cancelled.
         """
         rows = self._rows(
             """
@@ -75,8 +75,8 @@ class SchedulesAdmin(Statements):
     def put_schedule(
         self, name: str, app: str, definition: str, *, replace: bool
     ) -> Literal["added", "replaced", "exists", "missing", "code"]:
-        """Add a schedule made by hand, or put another definition in its place. Says why not, if not."""
-        said = {"name": name, "app": app, "definition": definition}
+        """Add a schedule made by hand, or replace its definition. Return what was done, or why it was not."""
+        params = {"name": name, "app": app, "definition": definition}
         with self._transaction() as run:
             if not replace:
                 added = run(
@@ -86,13 +86,13 @@ class SchedulesAdmin(Statements):
                     on conflict (name) do nothing
                     returning name
                     """,
-                    said,
+                    params,
                 )
                 return "added" if added else "exists"
             origin = _origin(run, name)
             if origin != "hand":
                 return origin or "missing"
-            run("select pgcron.withdraw(%(name)s, false, 'the schedule was replaced')", said)
+            run("select pgcron.withdraw(%(name)s, false, 'the schedule was replaced')", params)
             run(
                 """
                 update pgcron.schedules as s
@@ -100,18 +100,18 @@ class SchedulesAdmin(Statements):
                     revision = s.revision + 1
                 where s.name = %(name)s
                 """,
-                said,
+                params,
             )
             return "replaced"
 
     def remove_schedule(self, name: str) -> Literal["removed", "missing", "code"]:
-        """Remove a schedule made by hand, with its jobs that have not begun. What has been stays in its history.
+        """Remove a schedule made by hand, with its jobs that have not begun. Its finished jobs stay in history.
 
-        If code in force declares one of that name, which had to stand back, that is in its place now.
+        If the code in force declares a schedule with that name, which was ignored until now, it takes effect.
         """
         with self._transaction() as run:
-            # First, as by `pgcron.reconcile`, which follows below: then nobody waits in a circle. And code that comes
-            # to life now finds the name as it is afterwards.
+            # Lock the planner first, as `pgcron.reconcile` does, which is called below; otherwise there could be a
+            # deadlock. New code that is declared meanwhile waits, and sees the state after the removal.
             run(
                 """
                 select set_config('idle_in_transaction_session_timeout', %(frozen)s, true)
@@ -129,7 +129,7 @@ class SchedulesAdmin(Statements):
             return "removed"
 
     def pause_schedule(self, name: str) -> bool:
-        """Start no more runs. False if there is no such schedule."""
+        """Start no more runs of a schedule. Return False if there is none with that name."""
         with self._transaction() as run:
             if _origin(run, name) is None:
                 return False
@@ -146,7 +146,7 @@ class SchedulesAdmin(Statements):
             return True
 
     def resume_schedule(self, name: str) -> bool:
-        """Go on with the ticks from now. False if it was not paused."""
+        """Continue with the ticks from now on. Return False if the schedule was not paused."""
         rows = self._rows(
             """
             update pgcron.schedules as s
@@ -161,6 +161,6 @@ class SchedulesAdmin(Statements):
 
 
 def _origin(run: RunStatement, name: str) -> Literal["code", "hand"] | None:
-    """Where the schedule comes from; nobody else changes it until the transaction ends."""
+    """Lock the schedule until the end of the transaction, and return its origin; None if there is none."""
     rows = run("select s.origin from pgcron.schedules as s where s.name = %(name)s for update", {"name": name})
     return rows[0].origin if rows else None

@@ -1,4 +1,4 @@
-"""Planning: what code declares, which ticks are decided, and the jobs that go with them."""
+"""Planning of schedules: the declarations of code, the decision of ticks, and the jobs for them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..schedules.ticks import EARLY, Change, Entry, Move, Tick
 from .pool import RunStatement, Statements
 from .rows import as_json
 
-# A planner that is frozen while others wait for it loses its turn after this.
+# The transaction of a frozen planner is ended after this time, because others wait for it.
 FROZEN_MILLISECONDS = "5000"
-# The run of job `j` is outdated: the job is queued under another task or queue than its schedule `s` names now. It is
-# in no other run's way. `pgcron.due_ticks` says the same.
+# True if the run of job `j` is outdated: the job is queued under another task or queue than its schedule `s` has now.
+# An outdated run blocks no other run. `pgcron.due_ticks` uses the same condition.
 OUTDATED: LiteralString = """
     coalesce(
         j.state = 'queued' and (
@@ -21,7 +21,7 @@ OUTDATED: LiteralString = """
         ), false
     )
 """
-# A run of schedule `s` is under way or planned.
+# True if a run of schedule `s` is in progress or planned.
 IS_BUSY: LiteralString = (
     """
     exists (
@@ -36,10 +36,10 @@ IS_BUSY: LiteralString = (
 
 
 class SchedulesPlanning(Statements):
-    """The verbs of a scheduler."""
+    """The methods of a scheduler."""
 
     def declare(self, app: str, generation: str, definitions: Mapping[str, str]) -> None:
-        """Bring along what this process's code declares. It comes into force with the first worker of it."""
+        """Store the schedules that this process's code declares. They come into force with the first worker of it."""
         self._rows(
             """
             insert into pgcron.generations (id, app, definitions)
@@ -50,7 +50,7 @@ class SchedulesPlanning(Statements):
         )
 
     def reconcile(self) -> list[Change]:
-        """Bring the schedules into line with what the code of living workers declares."""
+        """Update the schedules to what the code of live workers declares. Return the changes."""
         return [Change(row.name, row.what) for row in self._rows("select r.name, r.what from pgcron.reconcile() as r")]
 
     def plan(
@@ -61,37 +61,37 @@ class SchedulesPlanning(Statements):
         limit: int = 200,
         gives_way: bool = True,
     ) -> list[Move] | None:
-        """Have the ticks decided of schedules whose time it is, or of the one called `name`; the moves that were made.
+        """Decide the next ticks of the schedules that are due for it, or of the one called `name`.
 
-        None: somebody else is at it, to whom one who `gives_way` leaves it. A move is made only if the row is still
-        as `decide` was told.
+        Return the moves that were written: a move is written only if the row has not changed since `decide` was called.
+        Return None if another planner is active and `gives_way` is true.
         """
         with self._transaction() as run:
             if not _leads(run) and gives_way and name is None:
                 return None
-            rows = _due(run, limit) if name is None else _called(run, name)
+            rows = _due(run, limit) if name is None else _by_name(run, name)
             moves = [decide(_entry(row), row.now) for row in rows]
-            made = _move(run, moves) if moves else set()
+            made = _write_moves(run, moves) if moves else set()
             return [move for move in moves if move.name in made]
 
     def add_ticks(self, schedule: str, ticks: Sequence[Tick]) -> dict[datetime, int]:
-        """Add runs beside the plan; the ids of their jobs. A tick that ran, or is to run, is left as it is."""
+        """Add runs that were not planned. Return the ids of their jobs. A tick that ran or will run is not changed."""
         with self._transaction() as run:
-            # First the schedule, then its ticks: in the order in which a planner takes them.
+            # Lock the schedule before its ticks, in the same order as a planner does.
             run("select s.name from pgcron.schedules as s where s.name = %(name)s for update", {"name": schedule})
-            return _note(run, [(schedule, tick) for tick in ticks])
+            return _write_ticks(run, [(schedule, tick) for tick in ticks])
 
 
-# One plan, in one transaction
+# The steps of `plan`, in one transaction
 
 
 def _leads(run: RunStatement) -> bool:
-    """Whoever gets the lock leads until the transaction ends: it saves the others work, and nothing rests on it."""
-    # Of the transaction and not of the session, so that it is the same behind a pooler.
+    """Try to become the leader until the transaction ends. That only avoids duplicate work; see `plan`."""
+    # A lock of the transaction and not of the session, so that it works behind a pooler.
     row = run(
         """
         select set_config('idle_in_transaction_session_timeout', %(frozen)s, true) as frozen,
-               -- There may be thousands of ticks, and they have no index to be joined by.
+               -- There may be thousands of ticks in one statement, and its parameters have no index to join by.
                set_config('enable_hashjoin', 'on', true) as joins,
                pg_try_advisory_xact_lock(hashtextextended('pgcron planner', 7090)) as leads
         """,
@@ -123,7 +123,7 @@ def _due(run: RunStatement, limit: int) -> list[Any]:
     )
 
 
-def _called(run: RunStatement, name: str) -> list[Any]:
+def _by_name(run: RunStatement, name: str) -> list[Any]:
     return run(
         """
         select s.name, s.definition::text as definition, s.revision, s.last_tick, s.runs, s.last_end, s.starts_at,
@@ -144,12 +144,12 @@ def _called(run: RunStatement, name: str) -> list[Any]:
     )
 
 
-def _move(run: RunStatement, moves: Sequence[Move]) -> set[str]:
+def _write_moves(run: RunStatement, moves: Sequence[Move]) -> set[str]:
     rows = run(
         """
         update pgcron.schedules as s
         set last_tick = greatest(s.last_tick, m.last_tick), plan_at = m.plan_at, trouble = m.trouble,
-            -- Whoever is not stuck has decided this as well.
+            -- The start is decided too, unless the schedule is in trouble.
             starts_at = case when m.trouble is not null then s.starts_at end,
             revision = s.revision + 1
         from unnest(%(names)s::text[], %(revisions)s::bigint[], %(last_ticks)s::timestamptz[],
@@ -169,12 +169,12 @@ def _move(run: RunStatement, moves: Sequence[Move]) -> set[str]:
     made = {row.name for row in rows}
     ticks = [(move.name, tick) for move in moves if move.name in made for tick in move.ticks]
     if ticks:
-        _note(run, ticks)
+        _write_ticks(run, ticks)
     return made
 
 
-def _note(run: RunStatement, ticks: Sequence[tuple[str, Tick]]) -> dict[datetime, int]:
-    """Write ticks with their jobs: one statement, so that neither is ever without the other."""
+def _write_ticks(run: RunStatement, ticks: Sequence[tuple[str, Tick]]) -> dict[datetime, int]:
+    """Write ticks and their jobs in one statement, so that neither exists without the other."""
     rows = run(
         """
         with asked as materialized (
@@ -198,7 +198,7 @@ def _note(run: RunStatement, ticks: Sequence[tuple[str, Tick]]) -> dict[datetime
             set kind = excluded.kind, due_at = excluded.due_at, late_at = excluded.late_at,
                 job_id = excluded.job_id, planned_at = excluded.planned_at, outcome = null, reason = null,
                 finished_at = null
-            -- What was left out once may be asked for by hand; nothing else is done twice.
+            -- A tick that was skipped may be run by a backfill. Nothing else runs twice.
             where t.outcome = 'skipped' and excluded.kind = 'backfill'
             returning t.schedule, t.tick, t.kind, t.job_id
         ),
@@ -257,5 +257,5 @@ def _columns(ticks: Sequence[tuple[str, Tick]]) -> dict[str, Any]:
 
 
 def _object(definitions: Mapping[str, str]) -> str:
-    """An object of names and JSON texts, each left as it is: definitions are compared as text."""
+    """Return a JSON object of the definitions, whose text is not changed: definitions are compared as text."""
     return "{" + ",".join(f"{as_json(name)}:{text}" for name, text in sorted(definitions.items())) + "}"

@@ -1,4 +1,4 @@
-"""Ticks that are due: whether their jobs may begin, what became of them, and whether somebody ought to be told."""
+"""Due ticks: admission of their jobs, the end of their runs, and alarms for missed and late runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ logger = logging.getLogger(__name__)
 
 
 class SchedulesTicks(Statements):
-    """The verbs of workers that run the jobs of ticks."""
+    """The methods of workers that run the jobs of ticks."""
 
     def admit(self, job_ids: Sequence[int]) -> dict[int, Admission]:
-        """May the jobs of these ticks begin? What is no tick's job is not in the answer, and may."""
+        """Decide which jobs of ticks may begin. A job that belongs to no tick may, and is not in the answer."""
+        # The admission, which is the SQL function `pgcron.admit` (migration 0006).
+        #
+        # It must never let two runs begin that must not overlap, and must begin, skip or put back each due run as the
+        # schedule says: too late, replaced by a later tick, or in the way of another run. This cannot be known before
+        # the moment of the start, so a worker asks for each tick's job after claiming it and before running it.
+        #
+        # The function locks the schedules, by name, and reads afterwards, with a snapshot taken under the lock, so of
+        # two workers the second sees the decision of the first. The statement here cannot do that itself: one
+        # statement has one snapshot, which is taken before its locks. So this is one call of a function with several
+        # statements, and one round trip.
+        #
+        # A repeated call, after a lost reply, returns the decision that is written with the tick. The worker that ends
+        # a run releases the next one; `wait` is only for the case that no worker does.
         rows = self._rows(
             """
             select a.job_id, a.verdict, a.reason, a.wait, a.previous, a.kind, a.is_late, a.ping
@@ -34,7 +47,7 @@ class SchedulesTicks(Statements):
         }
 
     def close_ticks(self, job_ids: Sequence[int], *, unbegun: bool = False) -> list[Closing]:
-        """Note the end of the runs whose jobs have ended, or are gone; with `unbegun`, only of those never started."""
+        """Record the end of runs whose jobs have ended or were deleted; with `unbegun`, only if they never began."""
         rows = self._rows(
             """
             with over as materialized (
@@ -48,13 +61,13 @@ class SchedulesTicks(Statements):
                 where t.job_id = any(%(ids)s)
                   and not (%(unbegun)s and (t.started_at is not null or t.outcome is not null))
                   and not exists (select from pgcron.jobs as j where j.id = t.job_id)
-                  -- A failed job may have been queued again by hand. A job that was made after the run had ended is
-                  -- another one, under the id of a job that was deleted.
+                  -- A failed job may have been retried by an operator. A job created after the run had ended is another
+                  -- job, with the id of a deleted one.
                   and (t.outcome is null or (
                       t.outcome in ('failed', 'cancelled') and h.state = 'done' and h.created_at <= t.finished_at
                   ))
             ),
-            -- A schedule before its ticks, as everybody takes them.
+            -- Lock a schedule before its ticks, as every statement does.
             before as materialized (
                 select s.name, s.definition ->> 'ping' as ping, s.alarm_tick,
                        s.retired_at is null and (s.definition ->> 'after_finish')::boolean as goes_on
@@ -68,7 +81,7 @@ class SchedulesTicks(Statements):
                 set outcome = o.outcome, finished_at = o.finished_at
                 from over as o
                 where t.schedule = o.schedule and t.tick = o.tick
-                  -- Whoever noted the end first, since this statement began, has counted it.
+                  -- If another transaction recorded the end after this statement began, it has counted it.
                   and t.outcome is not distinct from o.before
                   and (select count(*) from before) >= 0
                 returning o.schedule, o.tick, o.job_id, o.outcome, o.finished_at, o.is_called_off, o.seconds
@@ -86,7 +99,7 @@ class SchedulesTicks(Statements):
                 update pgcron.schedules as s
                 set last_end = greatest(s.last_end, u.finished_at),
                     revision = s.revision + 1,
-                    -- A run that was cancelled before it began is none, and the next one is to be found.
+                    -- A run that was cancelled before it began does not count, and the next tick has to be decided.
                     runs = greatest(0, s.runs - u.called_off),
                     plan_at = case
                         when u.goes_on or (u.called_off > 0 and s.retired_at is null) then pgcron.clock()
@@ -108,10 +121,10 @@ class SchedulesTicks(Statements):
         return [Closing(*row) for row in rows]
 
     def release(self, job_ids: Sequence[int] | None = None) -> bool:
-        """Make the next run due that only waits for its turn, in the schedules of these jobs, or in all. True if any.
+        """Make the next waiting run due, in the schedules of these jobs or in all. Return True if there was one.
 
-        Call it after a run has ended, and after one was put back to wait. The later of the two sees what the other has
-        written, so a run that is put back just as the one before it ends does not go on waiting.
+        Call it after a run has ended, and after one was put back to wait. The later of the two calls sees what the
+        other has written, so a run that is put back while the previous one ends does not keep waiting.
         """
         rows = self._rows(
             """
@@ -130,8 +143,8 @@ class SchedulesTicks(Statements):
                 from waiting as a
                 left join pgcron.schedules as s on s.name = a.schedule
                 cross join lateral (
-                    -- Runs that are under way come first; whatever is behind one of them goes on waiting. So does the
-                    -- first outdated one, but nothing waits for it.
+                    -- Runs that have begun come first, and all runs behind one of them keep waiting. The first outdated
+                    -- run waits too, but no other run waits for it.
                     select distinct on (o.is_outdated) o.job_id, o.is_begun or o.is_taken as has_begun
                     from (
                         select d.*, bool_or(d.is_begun and not d.is_outdated) over () as is_taken
@@ -160,7 +173,10 @@ class SchedulesTicks(Statements):
         return bool(rows)
 
     def watch(self) -> tuple[list[Closing], list[Alarm]]:
-        """Every few seconds, one worker of all: find runs whose end nobody noted, and those that are missed or late."""
+        """Find runs whose end was not recorded, and runs that are missed or late.
+
+        Every worker may call it at any time: one of them does the work every few seconds, for the others it is empty.
+        """
         turn = self._rows(
             """
             update pgcron.planner as p
@@ -183,17 +199,18 @@ class SchedulesTicks(Statements):
         closings = self.close_ticks([row.job_id for row in over]) if over else []
         alarms = self._alarms()
         try:
-            # Whoever should have released them may have died.
+            # The worker that should have released these runs may have died.
             self.release()
-            self._leave_out_overdue()
+            self._skip_overdue()
             self._plan_past_outdated()
         except PgCronError as error:
-            # What is committed above is reported once, and only by the caller. The next watch tries this part again.
+            # The closings and alarms above are committed and reported once, by the caller, so do not lose them by
+            # raising. The next call tries this part again.
             logger.warning("could not skip overdue ticks; is a schedule edited by hand? %s", error)
         return closings, alarms
 
     def raise_alarm(self, schedule: str, tick: datetime) -> bool:
-        """A tick was missed. True if nobody has said so of this schedule before it recovers."""
+        """Record that a tick was missed. Return True if the schedule has no alarm yet, since it last recovered."""
         rows = self._rows(
             """
             update pgcron.schedules as s
@@ -206,7 +223,7 @@ class SchedulesTicks(Statements):
         return bool(rows)
 
     def prune_ticks(self, keep: timedelta, limit: int = 1000) -> int:
-        """Forget up to `limit` ticks that are over for longer than `keep`. Returns how many went."""
+        """Delete up to `limit` ended ticks that are older than `keep`. Return their number."""
         rows = self._rows(
             """
             delete from pgcron.ticks as t
@@ -244,7 +261,7 @@ class SchedulesTicks(Statements):
             + OUTDATED
             + """
                       ) and not exists (
-                          -- It may have to wait for its turn; then the run before it may be late.
+                          -- A run that has to wait for another one is not missed; the other one may be late.
                           select
                           from pgcron.schedules as q
                           where q.name = t.schedule
@@ -261,7 +278,7 @@ class SchedulesTicks(Statements):
                       else t.late_at < pgcron.clock()
                   end
                 union all
-                -- Nobody has decided its ticks for a while: no scheduler runs anywhere.
+                -- The ticks of the schedule were not decided for a while: no scheduler is running.
                 select s.name, s.plan_at, null, 'missed'
                 from pgcron.schedules as s
                 where s.plan_at + 2 * %(late)s < pgcron.clock()
@@ -280,7 +297,7 @@ class SchedulesTicks(Statements):
         return [Alarm(*row) for row in rows]
 
     def _plan_past_outdated(self) -> None:
-        """Have the next tick decided where only an outdated run is left, whose end a schedule would count from."""
+        """Have the next tick of `after_finish` schedules decided if only an outdated run is left to wait for."""
         self._rows(
             """
             update pgcron.schedules as s
@@ -292,14 +309,14 @@ class SchedulesTicks(Statements):
             + IS_BUSY
         )
 
-    def _leave_out_overdue(self) -> None:
-        """Skip the ticks that have been due for a while and would not be let in any more.
+    def _skip_overdue(self) -> None:
+        """Skip the ticks that have been due for a while and that `admit` would no longer let begin.
 
-        No worker runs the jobs of these schedules, or it would have asked `pgcron.admit`; but workers of other apps go
-        on planning them, and their jobs would pile up. What is said of each tick is what `admit` would say.
+        No worker runs the jobs of these schedules, or it would have called `admit`. But workers of other apps keep
+        planning their ticks, and the jobs would pile up. The reason recorded for each tick is the one of `admit`.
         """
-        # Jobs that are being claimed are locked or no longer queued, and left to `admit`. So are schedules that are
-        # locked: whoever holds one is at its ticks.
+        # Jobs that are being claimed are locked or no longer queued, and are left to `admit`. So are locked schedules:
+        # the transaction that holds the lock is changing the ticks.
         self._rows(
             """
             with overdue as materialized (

@@ -1,7 +1,7 @@
-"""The sequence of job ids: moved on when it is behind the ids in use, and never back.
+"""Repair of the sequence of job ids: it is moved forward when it is behind the ids in use, and never back.
 
 It is behind after a failover that lost the last commits, after a restore, on a logical replica, or after a setval().
-Migration 0005 tells the whole story.
+Migration 0005 explains the details.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MEND: LiteralString = "select pgcron.mend_sequence() as behind"
 
 
 class Sequencing(Statements):
-    """The verb of workers that keeps new ids apart from those in use."""
+    """The method of workers that keeps new ids different from those in use."""
 
     def mend_sequence(self) -> int:
-        """Move the sequence of ids on if it is behind. Returns by how much it was: call again until that is 0."""
+        """Move the sequence of ids forward if it is behind. Return by how much it was; call again until that is 0."""
         with self.pool.take() as connection:
             return self._mend_on(connection)
 
@@ -32,10 +32,10 @@ class Sequencing(Statements):
 
 
 def warn(behind: int) -> None:
-    """Say that the sequence was behind."""
+    """Log that the sequence was `behind` by this many ids, if it was."""
     if behind:
         logger.warning(
             "the sequence of job ids was %d behind the ids in use, as after a failover, a restore or a setval(); it is"
-            " moved on. Jobs that got an id twice meanwhile run, and end under a fresh one",
+            " moved forward. Jobs that got an id twice meanwhile run, and end under a new one",
             behind,
         )

@@ -1,4 +1,4 @@
-"""Outcomes of claimed jobs. Only the holder of the claim may write one."""
+"""Outcomes of claimed jobs, which only the holder of the claim may write, and retention of history."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from .prepared import Answer
 from .rows import error_text
 from .sequence import Sequencing
 
-# How often one call replaces ids that are taken.
-MAX_TURNS = 5
+# How many times one call tries to find ids that are free in history.
+MAX_TRIES = 5
 
 
 class Settling(Sequencing):
     """The methods that end a claim, and the one that deletes old history."""
 
     def settle(self, outcomes: Sequence[Outcome]) -> set[int]:
-        """Write what became of running jobs. Returns the ids that are as their outcome says; the rest was not ours."""
+        """Write the outcomes of running jobs. Return the ids of the jobs that now are as their outcome says.
+
+        For all others, the claim was lost before: the outcome is discarded.
+        """
         with self.pool.take() as connection, self._settling(outcomes, connection) as settled:
             pass
         return settled
 
     @contextmanager
     def _settling(self, outcomes: Sequence[Outcome], connection: Connection) -> Iterator[set[int]]:
-        """`settle`, under way during the block, and finished behind it."""
+        """Run `settle` while the block runs; the rest of it, and its result, follow after the block."""
         once = _first_of_each_claim(outcomes)
         final = sorted((o for o in once if o.state != "queued"), key=lambda o: o.id)
         again = sorted((o for o in once if o.state == "queued"), key=lambda o: o.id)
@@ -44,56 +47,56 @@ class Settling(Sequencing):
         except IdTaken:
             if is_open:
                 raise
-            settled |= self._finish_beside(final, connection)
+            settled |= self._finish_under_new_ids(final, connection)
         if again:
-            settled |= self._put_back(again, connection)
+            settled |= self._requeue(again, connection)
         missing = [o for o in final if o.id not in settled]
         if missing:
             settled |= self._settled_before(missing, connection)
         missing = [o for o in again if o.id not in settled and o.error is not None]
         if missing:
-            settled |= self._put_back_before(missing, connection)
+            settled |= self._requeued_before(missing, connection)
 
     @contextmanager
     def _finish(
         self, statement: LiteralString, outcomes: Sequence[Outcome], connection: Connection
     ) -> Iterator[Answer]:
         values = {
-            "ids": _words(str(o.id) for o in outcomes),
-            "claims": _words(o.claim.hex for o in outcomes),
-            "states": _words(o.state for o in outcomes),
-            # Most jobs have neither, and what is missing at the end of an array is null.
+            "ids": _array(str(o.id) for o in outcomes),
+            "claims": _array(o.claim.hex for o in outcomes),
+            "states": _array(o.state for o in outcomes),
+            # Most jobs have neither. `unnest` fills a shorter array up with nulls.
             "results": [o.result for o in outcomes] if any(o.result is not None for o in outcomes) else [],
             "errors": [error_text(o) for o in outcomes] if any(o.error is not None for o in outcomes) else [],
             "most": MAX_ERRORS,
             "earlier_id": EARLIER_ID,
         }
-        with connection.asking(statement, values) as answer:
+        with connection.sending(statement, values) as answer:
             yield answer
 
-    def _finish_beside(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
-        """`_finish` where history has other jobs of the same ids: theirs stay, and ours go under fresh ones."""
+    def _finish_under_new_ids(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
+        """Do as `_finish` where history has other jobs with the same ids. Those stay; ours are stored under new ids."""
         asked = {o.id for o in outcomes}
-        answer = self._beside(outcomes, connection)
-        # What went under another id says in its headers which one it had.
+        answer = self._try_new_ids(outcomes, connection)
+        # A job that was stored under a new id has its earlier id in its headers.
         settled = {job_id if job_id in asked else int(earlier) for job_id, earlier in answer.rows()}
         with suppress(PgCronError):
-            # What has been written is to be reported; a worker tries this again when it connects.
+            # The outcomes are written, and the caller must learn that. A worker tries this again when it connects.
             self._mend_on(connection)
         return settled
 
-    def _beside(self, outcomes: Sequence[Outcome], connection: Connection, turns: int = MAX_TURNS) -> Answer:
+    def _try_new_ids(self, outcomes: Sequence[Outcome], connection: Connection, tries: int = MAX_TRIES) -> Answer:
         try:
-            with self._finish(_FINISH_BESIDE, outcomes, connection) as answer:
+            with self._finish(_FINISH_UNDER_NEW_IDS, outcomes, connection) as answer:
                 pass
         except IdTaken:
-            # Taken since the statement looked.
-            if turns == 1:
+            # Another transaction took one of the new ids after the statement had read history.
+            if tries == 1:
                 raise
-            return self._beside(outcomes, connection, turns - 1)
+            return self._try_new_ids(outcomes, connection, tries - 1)
         return answer
 
-    def _put_back(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
+    def _requeue(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
         rows = connection.rows(
             """
             with again as materialized (
@@ -104,11 +107,11 @@ class Settling(Sequencing):
             update pgcron.jobs as j
             set state = 'queued', claim = null, worker = null, claimed_at = null,
                 attempt = j.attempt - a.back,
-                -- A suspect that came to an end of its own is none any more. A hand-back says nothing about it.
+                -- A suspect that ran to an end is no longer a suspect. One that is handed back has not run, and stays.
                 alone = j.alone and a.back = 1,
                 execute_after = case
                     when a.delay is null then j.execute_after
-                    -- No interval is made of more than seven thousand years, which would be no date.
+                    -- The delay is limited to about seven thousand years: more would give no valid date.
                     else least(pgcron.clock() + make_interval(secs => least(a.delay, 2.3e11)), '9000-01-01')
                 end,
                 errors = case
@@ -135,11 +138,12 @@ class Settling(Sequencing):
         """Return which jobs no longer running under our claim were ended by our own earlier write."""
         rows = connection.rows(
             """
-            -- The state too: a reaper that fails a job for killing its workers leaves the last claim on it.
+            -- Compare the state too: a job that a reaper failed for killing its workers keeps its last claim.
             select h.id, h.claim is not distinct from o.claim and h.state = o.state as is_ours
             from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[]) as o (id, claim, state)
             cross join lateral (
-                -- Fenced off: with the state in sight, the index by age would be searched for each.
+                -- `offset 0` keeps the condition on the state out of here, or the planner would search the index by
+                -- state and age for each job.
                 select p.id, p.claim, p.state from pgcron.history as p where p.id = o.id offset 0
             ) as h
             """,
@@ -151,15 +155,17 @@ class Settling(Sequencing):
         )
         ours = {row.id for row in rows if row.is_ours}
         others = {row.id for row in rows if not row.is_ours}
-        return ours | (self._settled_beside([o for o in outcomes if o.id in others], connection) if others else set())
+        if others:
+            ours |= self._settled_under_new_ids([o for o in outcomes if o.id in others], connection)
+        return ours
 
-    def _settled_beside(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
-        """`_settled_before` where history has other jobs of the same ids, so that ours may be under fresh ones."""
-        # There is no index of such rows, which nearly nobody has. So only among those that ended within minutes, which
-        # is when a write is repeated.
+    def _settled_under_new_ids(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
+        """Do as `_settled_before` where history has other jobs with the same ids, and ours may be under new ones."""
+        # Nearly no database has such rows, so there is no index for them. Search only the jobs that ended in the last
+        # minutes, because a write is repeated within minutes.
         rows = connection.rows(
             """
-            with beside as materialized (
+            with renumbered as materialized (
                 select h.claim, h.state, h.headers ->> %(earlier_id)s as earlier_id
                 from pgcron.history as h
                 where h.state = any(%(states)s)
@@ -168,7 +174,7 @@ class Settling(Sequencing):
             )
             select o.id
             from unnest(%(ids)s::bigint[], %(claims)s::uuid[], %(states)s::text[]) as o (id, claim, state)
-            join beside as b on b.claim = o.claim and b.state = o.state and b.earlier_id = o.id::text
+            join renumbered as r on r.claim = o.claim and r.state = o.state and r.earlier_id = o.id::text
             """,
             {
                 "ids": [o.id for o in outcomes],
@@ -179,9 +185,9 @@ class Settling(Sequencing):
         )
         return {row.id for row in rows}
 
-    def _put_back_before(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
+    def _requeued_before(self, outcomes: Sequence[Outcome], connection: Connection) -> set[int]:
         """Return which jobs no longer running under our claim were queued again by our own earlier write."""
-        # That write has taken the claim off. What it leaves behind is the error, whose time makes it the only one.
+        # That write has removed the claim from the row. It can be recognised by the error, whose time makes it unique.
         rows = connection.rows(
             """
             select o.id
@@ -198,10 +204,10 @@ class Settling(Sequencing):
         return {row.id for row in rows}
 
     def prune(self, done_after: timedelta, failed_after: timedelta, limit: int = 1000) -> int:
-        """Delete up to `limit` ended jobs that are older than their state is kept. Returns how many went."""
+        """Delete up to `limit` ended jobs that are older than the retention of their state. Return their number."""
         rows = self._rows(
             """
-            -- A branch for each state: in each, the index gives the oldest first and the limit stops it.
+            -- One branch for each state: in each, the index returns the oldest first, and the limit ends the scan.
             with old as (
                 (
                     select h.id
@@ -241,8 +247,26 @@ class Settling(Sequencing):
         return len(rows)
 
 
-# One row after the other, by its key, and in the order of the arrays: that of the ids, as everywhere, so that two such
-# statements cannot deadlock. (A session of ours is planned without joins of whole sets, see `connection`.)
+# The end of claims.
+#
+# It must move each finished job from `jobs` to `history` exactly once, and only if the claim is still the caller's: a
+# worker that was declared dead may come back after its jobs were given to others, and must change nothing. Both halves
+# are one statement, so a job is never in both tables and never in neither. The claim token identifies the owner,
+# because attempt numbers repeat: they can be restored.
+#
+# The rows are deleted one after the other, each by its primary key, in the order of the arrays, which is that of the
+# ids. All our statements that wait for several jobs lock them in that order, so two of them cannot deadlock. The plan
+# that this needs is a nested loop from `ended` over `jobs_pkey`; our sessions disable sequential scans, hash joins and
+# merge joins (see `_LIMITS` in `connection`). tests/pg/test_plans.py checks that fifty outcomes read at most fifty
+# rows.
+#
+# The statement returns the ids that it moved. The caller checks the others: its own earlier write may have been
+# committed, if its reply was lost.
+#
+# What costs too much: a condition on the state, which the claim implies, makes the planner search the index of running
+# jobs. A check of each id against history would cost every call and is needed almost never, so `_FINISH` relies on the
+# primary key of history: an id that is taken fails the statement, and `_FINISH_UNDER_NEW_IDS` then does it with new
+# ids.
 _ENDED: LiteralString = """
     with ended as materialized (
         select *
@@ -252,7 +276,7 @@ _ENDED: LiteralString = """
     moved as (
         delete from pgcron.jobs as j
         using ended as e
-        -- Nothing about the state, which the claim implies: the index of running jobs would be searched.
+        -- No condition on the state; see above.
         where j.id = e.id and j.claim = e.claim
         returning j.id, j.task, j.queue, j.priority, e.state, j.args, j.headers, j.tags, j.execute_after,
                   j.attempt, j.max_attempts, j.crashes, j.max_crashes, j.claim, j.worker, j.claimed_at,
@@ -269,11 +293,10 @@ _ENDED: LiteralString = """
     )
 """
 
-# An id that is in history already fails the statement; to look for each before would cost all and serve almost nobody.
 _FINISH: LiteralString = _ENDED + "select * from moved returning id"  # noqa: S608
 
-# The same for that case.
-_FINISH_BESIDE: LiteralString = (
+# The variant for ids that other jobs in history have: `into_history` returns a new id for those.
+_FINISH_UNDER_NEW_IDS: LiteralString = (
     _ENDED  # noqa: S608
     + """
     select h.history_id, m.task, m.queue, m.priority, m.state, m.args, h.history_headers, m.tags, m.execute_after,
@@ -287,13 +310,13 @@ _FINISH_BESIDE: LiteralString = (
 
 
 def _first_of_each_claim(outcomes: Sequence[Outcome]) -> Iterable[Outcome]:
-    """A claim ends once: of two outcomes for it the first counts."""
+    """Return `outcomes` with the first one of each claim only: a claim ends once."""
     if len({o.id for o in outcomes}) == len(outcomes):
-        # As always but after trouble. To hash a token takes longer than all the rest that is done about a job here.
+        # The usual case. Hashing the tokens would take longer than everything else that is done for a job here.
         return outcomes
     return {(o.id, o.claim): o for o in reversed(outcomes)}.values()
 
 
-def _words(words: Iterable[str]) -> str:
-    """Words that need no quotes as PostgreSQL writes an array: a tenth of the work of a list."""
+def _array(words: Iterable[str]) -> str:
+    """Return a PostgreSQL array of words that need no quotes. Ten times as fast as passing a list."""
     return "{" + ",".join(words) + "}"

@@ -1,9 +1,9 @@
-"""The PostgreSQL store: the verbs of a queue, one statement each.
+"""The PostgreSQL store: the operations of a queue, one statement each.
 
-The same verbs as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running job
-names its id and its claim; nothing changed is an answer, not an error. The statements live in the room of their
-verb: `enqueue`, `claim`, `settle`, `pipeline`, `workers`, `schedules_planning` and `schedules_ticks`, and `admin` and
-`schedules_admin` for what people ask.
+It has the same methods as `memory.MemoryStore`; `tests/test_store.py` is their contract. Every write about a running
+job names its id and its claim; a write that changes nothing is an answer and not an error. The statements are in the
+module of their operation: `enqueue`, `claim`, `settle`, `pipeline`, `workers`, `schedules_planning` and
+`schedules_ticks`, and `admin` and `schedules_admin` for operators.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class PostgresStore(Enqueueing, Pipelining, Workers, SchedulesPlanning, Admin, S
     """The queue in a PostgreSQL database. Connects on first use; threads may share it."""
 
     def open_bell(self, tell: Callable[[], None]) -> Listener:
-        """The doorbell as one worker hears it. Its socket ends the worker's sleep; `tell`, when it has one."""
+        """Return the listener of one worker, which sleeps on its socket. It calls `tell` when it has connected."""
         self._bell = Listener(self.direct, self.schema, self.notify, tell)
         return self._bell
 
     def check_schema(self) -> None:
-        """Refuse a schema that is missing or does not fit this code, with the command that helps."""
+        """Refuse a schema that is missing or does not fit this code. The message names the command to run."""
         refusal = self._schema_state().refusal(self.schema)
         if refusal is not None:
             raise SchemaMismatch(refusal)
 
     def describe(self) -> str:
-        """The database in a line, for the start of a worker."""
+        """Return one line about the database, which a worker logs when it starts."""
         server = self.server()
         state = self._schema_state()
         return (
@@ -45,7 +45,7 @@ class PostgresStore(Enqueueing, Pipelining, Workers, SchedulesPlanning, Admin, S
         )
 
     def _schema_state(self) -> migrate.SchemaState:
-        # On a connection we have: where connections are scarce, one more just to look may be one too many.
+        # Use a connection of the pool: where connections are scarce, an additional one might be refused.
         try:
             row = self._rows(migrate.STATE)[0]
         except SchemaMismatch:

@@ -1,8 +1,8 @@
-"""Database URLs: reading one, and never repeating it.
+"""Parsing of database URLs, without ever showing their values.
 
-A malformed URL makes libpq quote parts of it, the password included. An unescaped character in a password makes libpq
-take the rest of the password for a host, port or database, and quote that when it cannot connect. So both are refused
-here, in words that contain nothing of the URL.
+libpq quotes parts of a malformed URL in its errors, including the password. An unescaped character in a password makes
+libpq read the rest of the password as a host, port or database, and quote that when it cannot connect. So both are
+refused here, with messages that contain nothing of the URL.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psycopg.conninfo
 from ..errors import ConfigError
 from ..hints import near_miss
 
-# A dead peer is noticed within about six seconds, in the middle of a statement and while idle.
+# With these, a dead peer is detected within about six seconds, during a statement and while idle.
 LIVELINESS: dict[str, str] = {
     "connect_timeout": "5",
     "keepalives": "1",
@@ -33,15 +33,15 @@ _EXPECTED = (
     "Expected postgresql://user:password@host:5432/database; special characters in the password are written as %XX."
     " The URL is not shown, as it may contain a password."
 )
-# Where a URL leads, and as whom, may be said. Of a password nobody says anything, and to replace a word that happens to
-# be the same would tell it.
+# Options that are not replaced in messages. Host, port, database and user may be shown. A password is never quoted by
+# the driver or the server, and replacing a word that happens to be equal to it would reveal it.
 _NAMED = ("host", "hostaddr", "port", "dbname", "user", "password")
 _PASSWORD_OPTION = re.compile(r"(?i)pass(word|wd)?\s*=")
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """A database and how it may be called in public."""
+    """A parsed URL, and the part of it that may be shown."""
 
     conninfo: str = field(repr=False)
     shown: str
@@ -52,11 +52,11 @@ class DatabaseUrl:
         return self.shown
 
     def without_values(self, words: str) -> str:
-        """Return what the driver or the server says about a URL, with the names of options in place of their values."""
+        """Return a message of the driver or the server with the values of options replaced by their names."""
         given = psycopg.conninfo.conninfo_to_dict(self.conninfo)
         for name, value in given.items():
             for part in () if name in _NAMED else _parts(name, str(value)):
-                # A number is the value only in quotes: there are others, as that of the port.
+                # Replace a number only in quotes: other numbers, such as the port, may be equal to it.
                 in_quotes = part.isdigit() and name != "options"
                 found = rf"""(?<=["']){part}(?=["'])""" if in_quotes else rf"(?<!\w){re.escape(part)}(?!\w)"
                 words = re.sub(found, f"<{name}>", words)
@@ -66,30 +66,30 @@ class DatabaseUrl:
 def parse_url(url: str, *, application: str, source: str = "the database URL") -> DatabaseUrl:
     """Return `url` with our connection settings added where it has none of its own."""
     given = _parsed(url)
-    problem = _scheme_problem(url) if given is None else _slip(given, url)
+    problem = _scheme_problem(url) if given is None else _misread_password(given, url)
     if problem is None and given is not None and not _is_number(str(given.get("connect_timeout", 0))):
         raise ConfigError(f"connect_timeout in {source} is not a number of seconds")
-    # Raised here and not in an `except` block: the context of an exception is part of its traceback.
+    # Raised outside the `except` block: otherwise the driver's error would be its context, and part of the traceback.
     if given is None or problem is not None:
         raise ConfigError(f"{source} is not a PostgreSQL URL{problem or '.'} {_EXPECTED}")
     settings = {**LIVELINESS, "application_name": application, **given}
     if "," in f"{given.get('host', '')}{given.get('port', '')}" and psycopg.pq.version() >= 140000:
-        # Of several hosts the first may be the standby, which would be asked again and again.
+        # The first of several hosts may be a standby, to which every attempt would connect.
         settings.setdefault("target_session_attrs", "primary")
     shown = f"{given.get('host') or 'local socket'}:{given.get('port') or 5432}/{given.get('dbname') or ''}"
     return DatabaseUrl(psycopg.conninfo.make_conninfo("", **settings), shown, source)
 
 
 def _parts(name: str, value: str) -> list[str]:
-    """`value`, and the words within it, the longest first: `options` are settings, and the server quotes one alone."""
+    """Return `value` and, if it is `options`, its settings, of which the server quotes single ones; longest first."""
     words = re.findall(r"(?:\\.|[^\s=])+", value) if name == "options" else []
     words = [re.sub(r"\\(.)", r"\1", re.sub("^-(-|c)", "", word)) for word in words]
     return sorted({" ".join(value.split()), *words} - {""}, key=len, reverse=True)
 
 
 def _parsed(url: str) -> dict[str, Any] | None:
-    """The options in `url` as libpq reads them; None if it cannot."""
-    # libpq would stop reading at a NUL without an error.
+    """Return the options in `url` as libpq reads them; None if it cannot."""
+    # libpq would ignore everything after a NUL, without an error.
     if "\0" in url:
         return None
     try:
@@ -98,8 +98,8 @@ def _parsed(url: str) -> dict[str, Any] | None:
         return None
 
 
-def _slip(given: Mapping[str, Any], url: str) -> str | None:
-    """The reason to believe that a part of the password was read as something else; None if there is none."""
+def _misread_password(given: Mapping[str, Any], url: str) -> str | None:
+    """Return the reason to believe that a part of the password was read as something else; None if there is none."""
     where = {name: str(given.get(name) or "") for name in ("host", "hostaddr", "port", "dbname")}
     # libpq ends the password at the first @ of a URI, and an option in the query may hide the host that follows it.
     _, is_uri, rest = url.partition("://")
@@ -120,13 +120,13 @@ def _slip(given: Mapping[str, Any], url: str) -> str | None:
     # settings of the server, which may have such a name.
     others = {name: str(value) for name, value in given.items() if name not in ("password", "sslpassword", "options")}
     if "://" in where["dbname"] or any(_PASSWORD_OPTION.search(value) for value in others.values()):
-        return ": a password is in it at a place where none is read. The first option of a URL follows a ?."
+        return ": it contains a password at a place where none is read. The first option of a URL follows a ?."
     return None
 
 
 def _is_socket(host: str, is_uri: bool) -> bool:
-    """Whether `host` is a folder of sockets, or an abstract socket, whose name begins with @."""
-    # In a URI, a leading @ is more likely the end of a password that ends with an @.
+    """Return True if `host` is a directory of sockets, or an abstract socket, whose name begins with @."""
+    # In a URI, a leading @ is more likely to be the end of a password that ends with an @.
     return host.startswith("/") or (not is_uri and host.startswith("@") and host.count("@") == 1)
 
 
@@ -139,7 +139,7 @@ def _is_port(text: str) -> bool:
 
 
 def _scheme_problem(url: str) -> str | None:
-    """What is wrong with the scheme of a URL, in words that contain nothing of it but known schemes."""
+    """Return what is wrong with the scheme of a URL, in a message that quotes nothing but known schemes."""
     scheme = url.split("://", 1)[0] if "://" in url else ""
     dialect = scheme.partition("+")[0]
     if dialect != scheme and dialect in SCHEMES:

@@ -1,4 +1,4 @@
-"""Heartbeats of workers, and the rescue of the jobs that dead ones held."""
+"""Workers' rows: registration, heartbeats, the periodic poll of the table, and the rescue of dead workers' jobs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .rows import as_job
 
 
 class Workers(Statements):
-    """The verbs of heartbeats and reapers."""
+    """The methods of heartbeats and reapers."""
 
     def register(self, card: WorkerCard, instead_of: uuid.UUID | None = None) -> None:
-        """Register a worker. Jobs that run under the id that it had before, `instead_of`, are moved to the new one."""
-        # After a freeze a worker may have claimed under its old name before it heard that it was declared dead.
+        """Register a worker. Jobs that run under its previous id, `instead_of`, are moved to the new one."""
+        # After a freeze, a worker may have claimed under its old id before it learned that it was declared dead.
         self._rows(
             """
-            with brought as (
+            with moved as (
                 update pgcron.jobs as j
                 set worker = %(id)s
                 where j.state = 'running' and j.worker = %(instead_of)s
@@ -42,7 +42,7 @@ class Workers(Statements):
         )
 
     def beat(self, worker: uuid.UUID, running: int = 0, idle_loop: float = 0.0, stopping: bool = False) -> bool:
-        """Record a heartbeat. Return False if the worker has been declared dead: its jobs are others' now."""
+        """Record a heartbeat. Return False if the worker has been declared dead and no longer holds its jobs."""
         rows = self._rows(
             """
             update pgcron.workers
@@ -60,8 +60,8 @@ class Workers(Statements):
         self._rows("delete from pgcron.workers where id = %(worker)s", {"worker": worker})
 
     def look(self, queues: Sequence[str], tasks: Sequence[str], worker: uuid.UUID | None = None) -> Look:
-        """Return all that an idle worker asks every few seconds, in one statement."""
-        # What `worker` holds is counted by claim: it may be thousands of jobs, and they are of a few claims.
+        """Return everything that a worker polls for every few seconds, with one statement."""
+        # The jobs that `worker` holds are counted by claim: there may be thousands of jobs, but only a few claims.
         rows = self._rows(
             """
             with next (execute_after) as (
@@ -104,7 +104,8 @@ class Workers(Statements):
                    (select array_agg(p.beat order by p.worker) from pulses as p) as beats,
                    (select array_agg(h.claim order by h.claim) from held as h) as claims,
                    (select array_agg(h.jobs order by h.claim) from held as h) as counts,
-                   -- Living code declares other schedules than are in force; or the ticks of some are to be decided.
+                   -- 0 if live workers declare other schedules than are in force; otherwise, when the next ticks are to
+                   -- be decided.
                    case
                        when p.generations <> array(
                            select distinct w.generation from pgcron.workers as w where w.generation is not null
@@ -124,41 +125,56 @@ class Workers(Statements):
         return Look(seen.due_in, pulses, seen.plan_in, seen.ticks_want_watching, held)
 
     def reap(self, silent: Iterable[tuple[uuid.UUID, int | None]]) -> list[Job]:
-        """Delete the workers whose beat is still the one given (None: known to be dead) and rescue their jobs.
+        """Delete the workers whose heartbeat is still the one given and rescue their jobs.
 
-        Returns the rescued jobs as they are now: queued again, or failed for having killed too many workers.
+        A heartbeat of None stands for a worker that is known to be dead. Return the rescued jobs as they are now:
+        queued again, or failed because they have killed too many workers.
         """
         suspected = list(silent)
         if not suspected:
             return []
-        # One statement, so that nobody sees a worker gone and its jobs not. A worker that beats meanwhile keeps
-        # its row, because the row is compared again under its lock. Pauses and limits do not concern the dead.
+        # The reap.
+        #
+        # It must return every job of a dead worker to the queue, or fail it, and must never take one from a live
+        # worker. It is one statement, so no transaction sees a worker deleted and its jobs still running. Any number of
+        # reapers may run it at the same time, and repeating it changes nothing.
+        #
+        # A worker is dead if its heartbeat has not changed since the reaper saw it, and this is compared again on the
+        # locked row: a worker that sends a heartbeat meanwhile keeps its row and its jobs. A worker without a row,
+        # which a reaper deleted or which left, is dead as well if the caller says so. Rows that are locked are skipped:
+        # a heartbeat that hangs in its transaction locks its own row, and must not stop the rescue of other workers.
+        #
+        # A death counts against a job only if the job was a suspect and the only one that its worker held; otherwise
+        # the cause is unknown, and the jobs become suspects, which run with no others from then on. No attempt is used
+        # up. Pauses of queues do not apply to a rescue.
+        #
+        # The plan it needs: workers and jobs are found by key and by `jobs_held`, the index of running jobs by worker.
+        # tests/pg/test_plans.py checks that a dead worker without jobs costs no row of the table of jobs.
         rows = self._rows(
             """
             with silent as (
                 select * from unnest(%(workers)s::uuid[], %(beats)s::bigint[]) as s (worker, beat)
             ),
             gone as materialized (
-                -- A beat that hangs within its transaction locks its row. The other workers are reaped all the same.
                 select w.id
                 from pgcron.workers as w
                 join silent as s on s.worker = w.id and w.beat = coalesce(s.beat, w.beat)
                 order by w.id
                 for update of w skip locked
             ),
-            buried as (
+            deleted as (
                 delete from pgcron.workers as w
                 where w.id in (select g.id from gone as g)
                 returning w.id
             ),
             dead (worker) as (
-                select b.id from buried as b
+                select d.id from deleted as d
                 union
                 select s.worker from silent as s
                 where (s.beat = -1 or s.beat is null)
                   and not exists (select from pgcron.workers as w where w.id = s.worker)
             ),
-            lonely (worker) as (
+            with_one_job (worker) as (
                 select j.worker
                 from pgcron.jobs as j
                 where j.state = 'running' and j.worker in (select d.worker from dead as d)
@@ -167,8 +183,7 @@ class Workers(Statements):
             ),
             orphans as (
                 select j.id,
-                       -- Only a death while alone is the job's own.
-                       (j.alone and j.worker in (select l.worker from lonely as l)) as guilty
+                       (j.alone and j.worker in (select o.worker from with_one_job as o)) as is_cause
                 from pgcron.jobs as j
                 where j.state = 'running' and j.worker in (select d.worker from dead as d)
                 order by j.id
@@ -177,9 +192,9 @@ class Workers(Statements):
             rescued as (
                 update pgcron.jobs as j
                 set state = 'queued', claim = null, worker = null, claimed_at = null, attempt = j.attempt - 1,
-                    alone = true, crashes = j.crashes + o.guilty::int,
+                    alone = true, crashes = j.crashes + o.is_cause::int,
                     errors = case
-                        when not o.guilty then j.errors
+                        when not o.is_cause then j.errors
                         when jsonb_array_length(j.errors) >= %(most)s then (j.errors - 0) || died.error
                         else j.errors || died.error
                     end
@@ -191,13 +206,13 @@ class Workers(Statements):
                         'error', 'the worker died while running this job'
                     ) as error
                 ) as died
-                where j.id = o.id and not (o.guilty and j.crashes + 1 >= j.max_crashes)
+                where j.id = o.id and not (o.is_cause and j.crashes + 1 >= j.max_crashes)
                 returning j.*
             ),
-            poison as (
+            given_up as (
                 delete from pgcron.jobs as j
                 using orphans as o
-                where j.id = o.id and o.guilty and j.crashes + 1 >= j.max_crashes
+                where j.id = o.id and o.is_cause and j.crashes + 1 >= j.max_crashes
                 returning j.*
             ),
             failed as (
@@ -215,7 +230,7 @@ class Workers(Statements):
                            'error', format('the worker died %%s times while running this job alone', p.crashes + 1)
                        ),
                        p.created_at, pgcron.clock(), p.nonce
-                from poison as p
+                from given_up as p
                 cross join lateral pgcron.into_history(p.id, p.claim, p.headers) as h
                 returning *
             )

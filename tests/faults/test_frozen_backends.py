@@ -59,7 +59,7 @@ def ended(call: Callable[[], Any]) -> BaseException | None:
 # One connection
 
 def ask(connection: Connection) -> None:
-    with connection.asking("select 1", {}):
+    with connection.sending("select 1", {}):
         pass
 
 
@@ -72,8 +72,8 @@ WAYS: dict[str, Callable[[Connection], object]] = {
     "rows": lambda connection: connection.rows("select 1 as one"),
     "run": lambda connection: connection.run("select 1", {}),
     "run_then": lambda connection: connection.run_then("select 1", {}, "select 2"),
-    "asking": ask,
-    "alone": lambda connection: connection.alone("listen anything"),
+    "sending": ask,
+    "autocommit": lambda connection: connection.autocommit("listen anything"),
     "copy": lambda connection: connection.copy("copy public.things from stdin", lambda encoding: [b"1\n"] * 10),
     "transaction": several,
 }
@@ -87,9 +87,9 @@ def test_a_statement_on_a_frozen_backend_ends_by_itself(
 ) -> None:
     if pooled:
         # A pooler answers with a backend's number that is not the one it gave at login.
-        monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+        monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection = Connection(parse_url(pg_url, application="pgcron test"), "pgcron")
-    connection.alone("create table public.things (id int)")
+    connection.autocommit("create table public.things (id int)")
     # What has been prepared before goes another way than what has not.
     for _ in range(2):
         WAYS[way](connection)
@@ -320,7 +320,7 @@ def test_a_task_that_enqueues_on_a_frozen_backend_goes_on(queue: Queue, workers:
 
 @pytest.mark.row(45)
 def test_a_dial_whose_backend_freezes_at_listen_ends_by_itself(pg_url: str) -> None:
-    connection = Connection(parse_url(pg_url, application="pgcron test"), "pgcron", statement_seconds=0.5, hears=True)
+    connection = Connection(parse_url(pg_url, application="pgcron test"), "pgcron", statement_seconds=0.5, listens=True)
 
     with frozen(backend(connection)):
         dial = Dial(connection, "pgcron_proof", lambda: None)

@@ -333,7 +333,7 @@ def test_a_beat_that_hangs_within_its_transaction_keeps_no_other_worker_from_bei
 def test_a_new_identity_that_is_registered_late_is_the_one_its_worker_goes_on_under(
     queue: Queue, workers: Workers, impatient: Path, how: How
 ) -> None:
-    with Late(queue.url, "with brought as", how, queue.rows, is_armed=False) as late:
+    with Late(queue.url, "with moved as", how, queue.rows, is_armed=False) as late:
         worker = workers.start(url=late.url, env=QUICK, program=impatient)
         # It has started for good, and would not register once more by itself.
         queue.until(queue.enqueue("nap"), "done")

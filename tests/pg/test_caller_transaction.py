@@ -39,7 +39,7 @@ def app(pg_url: str) -> Iterator[PgCron]:
 
 @pytest.fixture
 def observer(pg_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else, who sees what is committed. A table for the data that jobs are about lies beside the queue."""
+    """Return another connection, which sees what is committed. It also creates a table for the caller's data."""
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("create table orders (number int)")
         yield conn
@@ -55,7 +55,7 @@ def orders(observer: psycopg.Connection[Any]) -> Callable[[], int]:
     return lambda: observer.execute("select count(*) from orders").fetchone()[0]
 
 
-# Each kind of caller: a context manager that gives what is passed as conn, a way to run SQL on it, and to end.
+# Each kind of caller: a context manager that yields the object to pass as `conn`. `run` and `end` work on all of them.
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ every_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: cal
 
 
 def run(conn: Any, statement: str) -> Any:
-    """Run the caller's own SQL."""
+    """Run SQL of the caller."""
     is_psycopg = isinstance(conn, (psycopg.Connection, psycopg.Cursor))
     if type(conn).__module__.startswith(("psycopg2", "django")):
         owner = conn.connection if isinstance(conn, psycopg2.extensions.cursor) else conn
@@ -158,7 +158,7 @@ def end(conn: Any, how: str) -> None:
 
 
 @every_caller
-def test_a_commit_brings_the_job_and_the_data(app, pg_url, caller, jobs, orders):
+def test_a_commit_stores_the_job_and_the_data(app, pg_url, caller, jobs, orders):
     with caller(pg_url) as conn:
         run(conn, "insert into orders values (1)")
         handle = app.tasks["add"].options(conn=conn).delay(1)
@@ -171,7 +171,7 @@ def test_a_commit_brings_the_job_and_the_data(app, pg_url, caller, jobs, orders)
 
 
 @every_caller
-def test_a_rollback_takes_the_job_along(app, pg_url, caller, jobs, orders):
+def test_a_rollback_discards_the_job(app, pg_url, caller, jobs, orders):
     with caller(pg_url) as conn:
         run(conn, "insert into orders values (1)")
         app.tasks["add"].options(conn=conn).delay(1)
@@ -181,7 +181,7 @@ def test_a_rollback_takes_the_job_along(app, pg_url, caller, jobs, orders):
 
 
 @every_caller
-def test_rolling_back_to_a_savepoint_takes_only_what_came_after(app, pg_url, caller, jobs):
+def test_a_rollback_to_a_savepoint_discards_only_later_jobs(app, pg_url, caller, jobs):
     with caller(pg_url) as conn:
         kept = app.tasks["add"].options(conn=conn).delay(1)
         run(conn, "savepoint here")
@@ -274,16 +274,16 @@ def test_the_bell_does_not_ring_for_what_was_rolled_back_or_when_it_is_switched_
         conn.commit()
         conn.execute("select pg_notify('pgcron', 'the only one')")
 
-    heard = list(observer.notifies(timeout=10, stop_after=1))
-    assert [notice.payload for notice in heard] == ["the only one"]
+    received = list(observer.notifies(timeout=10, stop_after=1))
+    assert [notice.payload for notice in received] == ["the only one"]
 
 
 def lambda_like() -> None:
-    """A task for apps that need one."""
+    """Do nothing, as a task."""
 
 
 def test_the_data_is_there_when_the_job_runs(app, pg_url, observer):
-    """The worker never runs before the commit that brought the job: the classic race is not possible."""
+    """A worker cannot run the job before the commit that stores it: the usual race is not possible."""
     seen: queue.Queue[int] = queue.Queue()
 
     @app.task(name="count")
@@ -302,7 +302,7 @@ def test_the_data_is_there_when_the_job_runs(app, pg_url, observer):
 
 @contextlib.contextmanager
 def worker_of(app: PgCron) -> Iterator[None]:
-    """A worker that runs beside the test until the block ends."""
+    """Run a worker in a thread until the block ends."""
     import threading
 
     from pgcron_lite.worker.process import Process, WorkerOptions
@@ -320,11 +320,11 @@ def worker_of(app: PgCron) -> Iterator[None]:
         assert not thread.is_alive()
 
 
-# The caller's connection stays as it is.
+# The caller's connection is not changed.
 
 
 @pytest.mark.parametrize("factory", [dict_row, namedtuple_row, scalar_row, lambda cursor: lambda row: "odd"])
-def test_the_row_factory_of_the_caller_neither_disturbs_nor_is_disturbed(app, pg_url, factory, jobs):
+def test_the_row_factory_of_the_caller_has_no_effect_and_is_kept(app, pg_url, factory, jobs):
     with psycopg.connect(pg_url, row_factory=factory) as conn:
         handles = app.tasks["add"].options(conn=conn).map([(1,), (2,)])
         conn.commit()
@@ -334,7 +334,7 @@ def test_the_row_factory_of_the_caller_neither_disturbs_nor_is_disturbed(app, pg
 
 
 @pytest.mark.parametrize("make", [psycopg.ClientCursor, psycopg.RawCursor, psycopg.Cursor])
-def test_a_cursor_factory_of_the_caller_does_not_matter(app, pg_url, make, jobs):
+def test_a_cursor_factory_of_the_caller_has_no_effect(app, pg_url, make, jobs):
     with psycopg.connect(pg_url, cursor_factory=make) as conn:
         handle = app.tasks["add"].options(conn=conn).delay(1)
         other = app.tasks["add"].options(conn=conn.cursor()).delay(1)
@@ -343,7 +343,7 @@ def test_a_cursor_factory_of_the_caller_does_not_matter(app, pg_url, make, jobs)
     assert jobs() == [handle.id, other.id]
 
 
-def test_results_that_wait_in_the_callers_cursor_are_still_there(app, pg_url):
+def test_pending_results_of_the_callers_cursor_are_kept(app, pg_url):
     with psycopg.connect(pg_url) as conn:
         cursor = conn.cursor()
         cursor.execute("select generate_series(1, 5)")
@@ -354,7 +354,7 @@ def test_results_that_wait_in_the_callers_cursor_are_still_there(app, pg_url):
         assert [first, *cursor.fetchall()] == [(n,) for n in range(1, 6)]
 
 
-def test_a_server_side_cursor_goes_on_where_it_was(app, pg_url, jobs):
+def test_a_server_side_cursor_continues_where_it_was(app, pg_url, jobs):
     with psycopg.connect(pg_url) as conn:
         with conn.cursor(name="big") as cursor:
             cursor.execute("select generate_series(1, 500)")
@@ -422,8 +422,8 @@ def test_pending_objects_of_a_session_are_committed_with_the_job(app, pg_url, jo
     assert (len(jobs()), orders()) == (1, 1)
 
 
-def test_a_failed_transaction_of_the_caller_fails_as_the_driver_says(app, pg_url, jobs):
-    """It is the caller's connection and error, so it is the driver's exception and none of ours."""
+def test_a_failed_transaction_of_the_caller_raises_the_drivers_exception(app, pg_url, jobs):
+    """Connection and error are the caller's, so the driver's exception is raised and not one of ours."""
     with psycopg.connect(pg_url) as conn:
         with pytest.raises(psycopg.errors.DivisionByZero):
             conn.execute("select 1/0")
@@ -435,7 +435,7 @@ def test_a_failed_transaction_of_the_caller_fails_as_the_driver_says(app, pg_url
     assert jobs() == []
 
 
-def test_what_is_refused_is_refused_before_the_callers_transaction_is_touched(app, pg_url):
+def test_invalid_options_are_refused_before_the_callers_transaction_is_used(app, pg_url):
     with psycopg.connect(pg_url) as conn:
         conn.execute("select 1")
 
@@ -447,11 +447,11 @@ def test_what_is_refused_is_refused_before_the_callers_transaction_is_touched(ap
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
 
 
-# What cannot be a caller.
+# Objects that are no connection.
 
 
 class Stranger:
-    """Something that has nothing to do with a database."""
+    """An object that has nothing to do with a database."""
 
 
 @contextlib.contextmanager
@@ -470,14 +470,14 @@ def made(thing: Any) -> Iterator[Any]:
     [
         (lambda url: Stranger(), "test_caller_transaction.Stranger: expected a psycopg 3 or psycopg2 connection"),
         (lambda url: url, "builtins.str: expected a psycopg 3 or psycopg2 connection"),
-        (lambda url: alchemy_engine(url), "executes nothing; pass the Session or Connection"),
-        (lambda url: orm.sessionmaker(alchemy_engine(url)), "executes nothing; pass the Session"),
+        (lambda url: alchemy_engine(url), "this cannot execute statements; pass the Session or Connection"),
+        (lambda url: orm.sessionmaker(alchemy_engine(url)), "cannot execute statements; pass the Session"),
         (lambda url: alchemy_engine("sqlite://").connect(), "connected to sqlite, and the queue is in PostgreSQL"),
         (lambda url: orm.Session(alchemy_engine("sqlite://")), "connected to sqlite, and the queue is in PostgreSQL"),
         (lambda url: django_wrapper("sqlite3", NAME=":memory:"), "connected to sqlite, and the queue is in PostgreSQL"),
     ],
 )
-def test_what_is_no_connection_is_refused_with_a_way_out(app, pg_url, make, words):
+def test_an_object_that_is_no_connection_is_refused_with_the_alternative(app, pg_url, make, words):
     with made(make(pg_url)) as thing, pytest.raises(OptionError, match=words):
         app.tasks["add"].options(conn=thing).delay(1)
 
@@ -496,11 +496,11 @@ def test_a_pool_is_refused_and_its_connections_are_not(app, pg_url, jobs):
     assert jobs() == [handle.id]
 
 
-def test_the_connection_of_a_django_thread_is_taken_as_it_is(app, pg_url, jobs):
+def test_djangos_connection_proxy_is_accepted(app, pg_url, jobs):
     from django.utils.connection import ConnectionProxy
 
     with django_connection(pg_url) as wrapper:
-        # What `from django.db import connection` gives: it looks the thread's wrapper up each time.
+        # What `from django.db import connection` returns: a proxy that finds the thread's wrapper each time.
         proxy = ConnectionProxy({"default": wrapper}, "default")
         handle = app.tasks["add"].options(conn=proxy).delay(1)
         before = jobs()
@@ -509,7 +509,7 @@ def test_the_connection_of_a_django_thread_is_taken_as_it_is(app, pg_url, jobs):
     assert (before, jobs()) == ([], [handle.id])
 
 
-def test_rows_of_the_callers_own_kind_are_no_hindrance_to_psycopg2(app, pg_url, jobs):
+def test_a_cursor_class_of_the_caller_has_no_effect_on_psycopg2(app, pg_url, jobs):
     from psycopg2.extras import RealDictCursor
 
     with contextlib.closing(psycopg2.connect(pg_url, cursor_factory=RealDictCursor)) as conn:
@@ -519,7 +519,7 @@ def test_rows_of_the_callers_own_kind_are_no_hindrance_to_psycopg2(app, pg_url, 
     assert jobs() == [handle.id]
 
 
-def test_jobs_on_a_session_that_is_closed_without_a_commit_are_mentioned_once(app, pg_url, caplog):
+def test_jobs_on_a_session_closed_without_a_commit_are_logged_once(app, pg_url, caplog):
     with orm_session(pg_url) as session:
         app.tasks["add"].options(conn=session).map([(1,), (2,)])
         app.tasks["add"].options(conn=session).delay(3)
@@ -531,7 +531,7 @@ def test_jobs_on_a_session_that_is_closed_without_a_commit_are_mentioned_once(ap
 
 @pytest.mark.parametrize("make", [orm_session, scoped], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("how", ["commit", "rollback"])
-def test_a_session_that_is_committed_or_rolled_back_is_not_mentioned(app, pg_url, caplog, make, how):
+def test_a_session_that_is_committed_or_rolled_back_is_not_logged(app, pg_url, caplog, make, how):
     with make(pg_url) as session:
         for _ in range(2):
             app.tasks["add"].options(conn=session).delay(1)
@@ -540,7 +540,7 @@ def test_a_session_that_is_committed_or_rolled_back_is_not_mentioned(app, pg_url
     assert [r for r in caplog.records if r.name == "pgcron_lite.pg.caller_transaction"] == []
 
 
-def test_async_connections_and_sessions_are_refused_with_the_way_that_works(app, pg_url, jobs):
+def test_async_connections_and_sessions_are_refused_with_the_alternative(app, pg_url, jobs):
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
     async def main() -> int:
@@ -559,7 +559,7 @@ def test_async_connections_and_sessions_are_refused_with_the_way_that_works(app,
     assert jobs() == [job_id]
 
 
-def test_the_memory_store_has_no_transactions_and_says_so(pg_url):
+def test_the_memory_store_refuses_a_connection(pg_url):
     app = PgCron(url="memory://")
     task = app.task(lambda_like)
 
@@ -567,7 +567,7 @@ def test_the_memory_store_has_no_transactions_and_says_so(pg_url):
         task.options(conn=conn).delay()
 
 
-# The door in SQL.
+# The SQL functions.
 
 
 def test_plain_sql_enqueues_and_a_worker_reads_it(app, observer):
@@ -629,14 +629,14 @@ def test_a_trigger_enqueues_in_the_transaction_of_the_row(app, observer, jobs):
         ("'add', headers => '[]'", psycopg.errors.CheckViolation),
     ],
 )
-def test_the_function_refuses_what_could_not_be_a_job(observer, arguments, error, jobs):
+def test_the_function_refuses_invalid_jobs(observer, arguments, error, jobs):
     with pytest.raises(error):
         observer.execute(f"select pgcron.enqueue({arguments})")
 
     assert jobs() == []
 
 
-# Hostile callers.
+# Malicious callers.
 
 LOOKALIKES = """
 create schema evil;
@@ -669,7 +669,7 @@ create operator evil.= (leftarg = pg_catalog.uuid, rightarg = pg_catalog.uuid, f
 
 @pytest.fixture
 def producer(observer: psycopg.Connection[Any], pg_url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody who may enqueue and nothing else, and who means harm."""
+    """Return the connection of a malicious role that may only enqueue."""
     role = f"mallory_{uuid.uuid4().hex[:8]}"
     name = sql.Identifier(role)
     observer.execute(sql.SQL("create role {} login password 'x'").format(name))
@@ -687,7 +687,7 @@ def producer(observer: psycopg.Connection[Any], pg_url: str) -> Iterator[psycopg
 
 @pytest.mark.row("S18")
 @pytest.mark.parametrize("caller", [psycopg_connection, orm_session, scoped], ids=lambda caller: caller.__name__)
-def test_a_search_path_full_of_lookalikes_changes_nothing(app, pg_url, caller, observer, jobs):
+def test_functions_with_our_names_on_the_search_path_are_not_called(app, pg_url, caller, observer, jobs):
     observer.execute(LOOKALIKES)
     with caller(pg_url) as conn:
         run(conn, "set local search_path = evil, pg_catalog, pgcron")
@@ -702,7 +702,7 @@ def test_a_search_path_full_of_lookalikes_changes_nothing(app, pg_url, caller, o
 
 
 @pytest.mark.row("S17")
-def test_a_producer_with_tables_and_functions_of_its_own_gains_nothing(producer, observer, jobs):
+def test_a_producer_gains_no_rights_by_its_own_tables_and_functions(producer, observer, jobs):
     producer.execute(
         """
         create temp table jobs (id bigint, task text, queue text, args json);
@@ -748,7 +748,7 @@ def test_a_producer_may_do_nothing_but_enqueue(producer, statement):
 
 
 @pytest.mark.row("S17")
-def test_no_function_runs_as_its_owner_or_looks_where_the_caller_says(observer):
+def test_no_function_runs_as_its_owner_or_uses_the_callers_search_path(observer):
     rows = observer.execute(
         """
         select p.proname, p.prosecdef, p.proconfig,
@@ -761,18 +761,18 @@ def test_no_function_runs_as_its_owner_or_looks_where_the_caller_says(observer):
     assert rows
     for name, runs_as_owner, settings, is_public in rows:
         assert not runs_as_owner, name
-        # The clock is inlined, and names what it calls in full. `refusal` is inlined into the doors, which have a path.
+        # `clock` is inlined, and qualifies the names it calls. `refusal` is inlined into functions that set a path.
         inlined = name in ("clock", "refusal")
         assert settings == (None if inlined else ["search_path=pg_catalog, pg_temp"]), name
         assert not is_public, name
 
 
-# Without a schema
+# Without our schema
 
 
 @pytest.mark.row(79)
 @pytest.mark.parametrize("kind", ["psycopg", "sqlalchemy", "psycopg2", "none"])
-def test_a_database_without_our_schema_is_answered_with_the_command_that_makes_it(
+def test_a_missing_schema_is_reported_with_the_command_that_creates_it(
     empty_pg_url: str, kind: str
 ) -> None:
     app = PgCron("shop", url=empty_pg_url)
@@ -791,15 +791,15 @@ def test_a_database_without_our_schema_is_answered_with_the_command_that_makes_i
         with pytest.raises(SchemaMismatch) as caught:
             (add.options(conn=conn) if conn is not None else add).delay()
 
-    said = str(caught.value)
-    assert said.startswith("the schema 'pgcron' is not in this database")
-    assert said.endswith("Run: pgcron migrate")
-    assert "LINE 1" not in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("the schema 'pgcron' is not in this database")
+    assert message.endswith("Run: pgcron migrate")
+    assert "LINE 1" not in message
+    assert "\n" not in message
     app.close()
 
 
-def test_an_error_that_is_the_callers_stays_as_it_is(pg_url: str, app: PgCron) -> None:
+def test_an_error_of_the_caller_is_not_changed(pg_url: str, app: PgCron) -> None:
     with psycopg.connect(pg_url) as conn:
         with pytest.raises(psycopg.errors.UndefinedTable):
             conn.execute("select from nothing_of_that_name")

@@ -1,4 +1,4 @@
-"""Where the last claim ended: when a claim may start there, and that nothing is taken twice or left for ever by it."""
+"""Cursor of the claims: when a claim may continue from it, and that no job is claimed twice or missed because of it."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ EXPENSIVE = 0.02
 
 
 class Moment:
-    """A clock for `claim_cursor` alone."""
+    """A clock for the module `claim_cursor` only."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,92 +54,92 @@ def some_jobs(count: int, **options: Any) -> list[Job]:
     return store.claim(ME, uuid.uuid4(), ["*"], ["add"], count)
 
 
-def looked(seconds: float, count: int = 1, generation: int = 1) -> ClaimCursor:
-    """Marks after a look from the beginning that cost the server so long beside what it brought."""
+def scanned(seconds: float, count: int = 1, generation: int = 1) -> ClaimCursor:
+    """Return a cursor after a full scan that took the server `seconds`, without the time for its rows."""
     claim_cursor = ClaimCursor()
-    claim_cursor.begin(some_jobs(count), seconds + count * ROW_SECONDS, generation)
+    claim_cursor.restart(some_jobs(count), seconds + count * ROW_SECONDS, generation)
     return claim_cursor
 
 
-# The values
+# The cursor itself
 
 
-def test_the_first_claim_starts_at_the_beginning(moment: Moment) -> None:
+def test_the_first_claim_is_a_full_scan(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
 
-    assert not claim_cursor.hold(1000, 1)
-    assert not claim_cursor.hold(1000, -1)
+    assert not claim_cursor.may_continue(1000, 1)
+    assert not claim_cursor.may_continue(1000, -1)
     assert claim_cursor.pause == 0.0
 
 
-def test_a_look_that_brought_nothing_leaves_nothing_to_start_at(moment: Moment) -> None:
+def test_a_first_full_scan_that_claims_nothing_sets_no_cursor(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
-    claim_cursor.begin([], 5.0, 1)
+    claim_cursor.restart([], 5.0, 1)
 
-    assert not claim_cursor.hold(1000, 1)
+    assert not claim_cursor.may_continue(1000, 1)
 
 
-def test_after_a_cheap_look_the_marks_serve_a_series_of_large_claims_alone(moment: Moment) -> None:
-    claim_cursor = looked(EXPENSIVE / 2)
+def test_after_a_cheap_full_scan_only_a_series_of_large_claims_continues_from_the_cursor(moment: Moment) -> None:
+    claim_cursor = scanned(EXPENSIVE / 2)
 
-    assert claim_cursor.hold(SERIES, 1)
-    assert not claim_cursor.hold(SERIES - 1, 1)
+    assert claim_cursor.may_continue(SERIES, 1)
+    assert not claim_cursor.may_continue(SERIES - 1, 1)
     assert claim_cursor.pause == 0.0
 
 
-def test_after_a_dear_look_they_serve_any_claim(moment: Moment) -> None:
-    claim_cursor = looked(EXPENSIVE * 2)
+def test_after_an_expensive_full_scan_any_claim_continues_from_the_cursor(moment: Moment) -> None:
+    claim_cursor = scanned(EXPENSIVE * 2)
 
-    assert claim_cursor.hold(1, 1)
+    assert claim_cursor.may_continue(1, 1)
     assert claim_cursor.pause > 0.0
 
 
-def test_what_many_rows_take_does_not_make_a_look_dear(moment: Moment) -> None:
+def test_the_time_for_many_rows_does_not_make_a_full_scan_expensive(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
-    claim_cursor.begin(some_jobs(500), 500 * ROW_SECONDS + EXPENSIVE / 2, 1)
+    claim_cursor.restart(some_jobs(500), 500 * ROW_SECONDS + EXPENSIVE / 2, 1)
 
     assert not claim_cursor.is_expensive
 
 
-def test_over_another_connection_nothing_is_known(moment: Moment) -> None:
-    claim_cursor = looked(EXPENSIVE * 2, generation=1)
+def test_a_cursor_is_not_used_on_another_connection(moment: Moment) -> None:
+    claim_cursor = scanned(EXPENSIVE * 2, generation=1)
 
-    assert claim_cursor.hold(1000, 1)
-    assert not claim_cursor.hold(1000, 2)
+    assert claim_cursor.may_continue(1000, 1)
+    assert not claim_cursor.may_continue(1000, 2)
 
 
 @pytest.mark.parametrize("cost", [0.001, EXPENSIVE * 2, 0.5, 60.0])
-def test_the_dearer_a_look_was_the_later_is_the_next_and_never_is_it_late(moment: Moment, cost: float) -> None:
-    claim_cursor = looked(cost)
+def test_a_more_expensive_full_scan_delays_the_next_one_up_to_a_second(moment: Moment, cost: float) -> None:
+    claim_cursor = scanned(cost)
     window = min(cost * BUSY_SHARE, MAX_SECONDS)
 
     moment.now += window * 0.99
-    assert claim_cursor.hold(1000, 1)
+    assert claim_cursor.may_continue(1000, 1)
     moment.now += window * 0.02
-    assert not claim_cursor.hold(1000, 1)
+    assert not claim_cursor.may_continue(1000, 1)
 
     assert window <= 1.0
 
 
 @pytest.mark.parametrize("cost", [EXPENSIVE * 2, 0.1, 60.0])
-def test_a_worker_with_nothing_to_do_looks_again_sooner(moment: Moment, cost: float) -> None:
-    claim_cursor = looked(cost)
+def test_an_idle_worker_repeats_a_full_scan_sooner(moment: Moment, cost: float) -> None:
+    claim_cursor = scanned(cost)
 
     assert claim_cursor.pause == pytest.approx(min(cost * IDLE_SHARE, MAX_SECONDS))
     moment.now += MAX_SECONDS
     assert claim_cursor.pause == 0.0
 
 
-def test_a_cheap_look_takes_back_that_looks_are_dear(moment: Moment) -> None:
-    claim_cursor = looked(1.0)
+def test_a_cheap_full_scan_ends_the_delays_of_an_expensive_one(moment: Moment) -> None:
+    claim_cursor = scanned(1.0)
 
-    claim_cursor.begin([], 0.001, 1)
+    claim_cursor.restart([], 0.001, 1)
 
     assert not claim_cursor.is_expensive
     assert claim_cursor.pause == 0.0
 
 
-def test_a_mark_is_the_last_job_of_each_level(moment: Moment) -> None:
+def test_the_cursor_is_the_last_job_of_each_level(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
     low, high, mail = some_jobs(3), some_jobs(2, priority=9), some_jobs(1, queue="mail")
 
@@ -152,43 +152,43 @@ def test_a_mark_is_the_last_job_of_each_level(moment: Moment) -> None:
     }
 
 
-def test_a_look_that_brought_something_forgets_the_levels_it_did_not_come_to(moment: Moment) -> None:
+def test_a_full_scan_that_claims_jobs_discards_the_cursor_of_other_levels(moment: Moment) -> None:
     claim_cursor = ClaimCursor()
     claim_cursor.advance(some_jobs(1, queue="mail"))
 
-    claim_cursor.begin(some_jobs(1), 0.001, 1)
+    claim_cursor.restart(some_jobs(1), 0.001, 1)
 
     assert list(claim_cursor.last) == [("default", 0)]
 
 
-def test_a_look_that_brought_nothing_forgets_nothing(moment: Moment) -> None:
-    claim_cursor = looked(1.0)
+def test_a_full_scan_that_claims_nothing_keeps_the_cursor(moment: Moment) -> None:
+    claim_cursor = scanned(1.0)
     before = dict(claim_cursor.last)
 
-    claim_cursor.begin([], 1.0, 1)
+    claim_cursor.restart([], 1.0, 1)
 
     assert claim_cursor.last == before
     assert before
 
 
-# On PostgreSQL, where every look is dear until the test says otherwise
+# On PostgreSQL, where every full scan is expensive until the test ends that
 
 
 class Watched(PostgresStore):
-    """Notes where its claims start."""
+    """A store that records where its claims start."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.starts: list[str] = []
 
     def _claim(self, *args: Any) -> Any:
-        self.starts.append("marks" if args[-1] else "beginning")
+        self.starts.append("cursor" if args[-1] else "full scan")
         return super()._claim(*args)
 
 
 @pytest.fixture
-def every_look_is_dear(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Claims start at the marks once there are any. The answer ends that, as time does."""
+def full_scans_are_expensive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make claims continue from the cursor once there is one. Return a function that ends that, as time does."""
     monkeypatch.setattr(claim_cursor_module, "EXPENSIVE_SECONDS", -1.0)
     monkeypatch.setattr(claim_cursor_module, "ROW_SECONDS", 0.0)
     for name, value in {"BUSY_SHARE": 1e9, "IDLE_SHARE": 1e9, "MAX_SECONDS": 3600.0}.items():
@@ -201,7 +201,7 @@ def make_store(pg_url: str) -> Iterator[Callable[[], Watched]]:
     made: list[Watched] = []
 
     def make() -> Watched:
-        made.append(Watched(parse_url(pg_url, application="pgcron marks"), rings=False))
+        made.append(Watched(parse_url(pg_url, application="pgcron cursor"), rings=False))
         return made[-1]
 
     yield make
@@ -210,13 +210,13 @@ def make_store(pg_url: str) -> Iterator[Callable[[], Watched]]:
 
 
 @pytest.fixture
-def store(make_store: Callable[[], Watched], every_look_is_dear: Callable[[], None]) -> Watched:
+def store(make_store: Callable[[], Watched], full_scans_are_expensive: Callable[[], None]) -> Watched:
     return make_store()
 
 
 @pytest.fixture
 def other(make_store: Callable[[], Watched]) -> Watched:
-    """For all but the claims."""
+    """Return a second store for everything but claims."""
     return make_store()
 
 
@@ -232,7 +232,7 @@ def claimed(store: PostgresStore, limit: int = 100, queues: Sequence[str] = ("*"
     return store.claim(ME, uuid.uuid4(), queues, ["add"], limit)
 
 
-def test_claims_that_start_at_the_marks_take_each_job_once_and_in_order(store: Watched) -> None:
+def test_claims_from_the_cursor_take_each_job_once_and_in_order(store: Watched) -> None:
     urgent = enqueue(store, 30, priority=5)
     ids = [*enqueue(store, 400), *enqueue(store, 100)]
 
@@ -241,23 +241,23 @@ def test_claims_that_start_at_the_marks_take_each_job_once_and_in_order(store: W
         taken += batch
 
     assert taken == urgent + ids
-    # The first looks from the beginning, all others start where the one before them ended.
-    assert store.starts[:2] == ["beginning", "marks"]
-    assert store.starts.count("beginning") <= 3
+    # The first is a full scan, all others start where the previous one ended.
+    assert store.starts[:2] == ["full scan", "cursor"]
+    assert store.starts.count("full scan") <= 3
 
 
-def test_jobs_due_at_the_same_moment_are_told_apart_by_their_ids(store: Watched) -> None:
+def test_jobs_due_at_the_same_time_are_ordered_by_id(store: Watched) -> None:
     moment = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
     ids = enqueue(store, 50, execute_after=moment)
 
     taken = [job_id for _ in range(10) for job_id in claim(store, 5)]
 
     assert taken == ids
-    assert store.starts == ["beginning"] + ["marks"] * 9
+    assert store.starts == ["full scan"] + ["cursor"] * 9
 
 
-def test_two_claimers_with_marks_of_their_own_share_the_jobs(
-    every_look_is_dear: Callable[[], None], make_store: Callable[[], Watched]
+def test_claimers_with_separate_cursors_share_the_jobs(
+    full_scans_are_expensive: Callable[[], None], make_store: Callable[[], Watched]
 ) -> None:
     stores = [make_store() for _ in range(3)]
     ids = enqueue(stores[0], 900)
@@ -275,20 +275,20 @@ def test_two_claimers_with_marks_of_their_own_share_the_jobs(
 
     assert sorted(job_id for each in taken for job_id in each) == ids
     assert all(each == sorted(each) for each in taken)
-    assert any("marks" in store.starts for store in stores)
+    assert any("cursor" in store.starts for store in stores)
 
 
-def test_what_is_handed_back_and_claimed_again_has_a_new_claim_each_time(
-    store: Watched, every_look_is_dear: Callable[[], None]
+def test_a_job_handed_back_is_claimed_again_under_a_new_claim(
+    store: Watched, full_scans_are_expensive: Callable[[], None]
 ) -> None:
     ids = enqueue(store, 20)
     first = claimed(store, 10)
     store.settle([hand_back(job) for job in first])
 
-    # It lies before the marks.
+    # They are before the cursor.
     assert claim(store, 20) == ids[10:]
     assert claim(store, 20) == []
-    every_look_is_dear()
+    full_scans_are_expensive()
     again = claimed(store, 20)
 
     assert [job.id for job in again] == ids[:10]
@@ -296,8 +296,8 @@ def test_what_is_handed_back_and_claimed_again_has_a_new_claim_each_time(
     assert {job.claim for job in again}.isdisjoint({job.claim for job in first})
 
 
-def test_a_job_that_commits_late_is_found_by_a_look_from_the_beginning(
-    store: Watched, other: Watched, every_look_is_dear: Callable[[], None]
+def test_a_job_that_commits_late_is_found_by_a_full_scan(
+    store: Watched, other: Watched, full_scans_are_expensive: Callable[[], None]
 ) -> None:
     with psycopg.connect(other.address.conninfo) as conn:
         row = conn.execute("select pgcron.enqueue('add', ring => false)").fetchone()
@@ -306,10 +306,10 @@ def test_a_job_that_commits_late_is_found_by_a_look_from_the_beginning(
         assert claim(store) == ids
         conn.commit()
 
-    # It was due before what the marks stand at.
+    # It was due before the position of the cursor.
     assert claim(store) == []
-    assert store.starts == ["beginning", "marks"]
-    every_look_is_dear()
+    assert store.starts == ["full scan", "cursor"]
+    full_scans_are_expensive()
     assert claim(store) == [row[0]]
 
 
@@ -323,8 +323,8 @@ def test_a_job_that_commits_late_is_found_by_a_look_from_the_beginning(
     ],
     ids=["due long ago", "more urgent", "less urgent", "another queue"],
 )
-def test_what_does_not_lie_behind_a_mark_is_found_by_a_look_from_the_beginning(
-    store: Watched, every_look_is_dear: Callable[[], None], options: Any
+def test_a_job_before_the_cursor_is_found_by_a_full_scan(
+    store: Watched, full_scans_are_expensive: Callable[[], None], options: Any
 ) -> None:
     enqueue(store, 5)
     claim(store)
@@ -333,13 +333,13 @@ def test_what_does_not_lie_behind_a_mark_is_found_by_a_look_from_the_beginning(
 
     assert claim(store) == behind
     assert claim(store) == []
-    every_look_is_dear()
+    full_scans_are_expensive()
 
     assert claim(store) == late
 
 
 def test_a_job_made_due_by_hand_is_found(
-    store: Watched, other: Watched, every_look_is_dear: Callable[[], None]
+    store: Watched, other: Watched, full_scans_are_expensive: Callable[[], None]
 ) -> None:
     ids = enqueue(store, 3)
     deferred = enqueue(store, execute_after=timedelta(hours=1))
@@ -348,53 +348,53 @@ def test_a_job_made_due_by_hand_is_found(
         conn.execute("update pgcron.jobs set execute_after = created_at - interval '1 min' where state = 'queued'")
 
     assert claim(store) == []
-    every_look_is_dear()
+    full_scans_are_expensive()
     assert claim(store) == deferred
 
 
-def test_a_worker_with_nothing_at_its_marks_is_told_when_to_look_from_the_beginning(
-    store: Watched, every_look_is_dear: Callable[[], None]
+def test_next_due_returns_when_the_owed_full_scan_may_run(
+    store: Watched, full_scans_are_expensive: Callable[[], None]
 ) -> None:
     enqueue(store, 3)
     enqueue(store, execute_after=timedelta(days=3))
     claim(store)
     assert claim(store) == []
 
-    # Not for three days: something may lie before the marks.
+    # Not in three days: there may be a job before the cursor.
     due = store.next_due(["*"], ["add"])
     assert due is not None
     assert 0 < due <= 3600
-    every_look_is_dear()
+    full_scans_are_expensive()
     assert store.next_due(["*"], ["add"]) == 0
     assert claim(store) == []
-    assert store.starts == ["beginning", "marks", "beginning"]
+    assert store.starts == ["full scan", "cursor", "full scan"]
     assert_due_in_days(store)
 
 
-def test_a_look_from_the_beginning_that_found_all_there_was_is_not_made_again_however_dear_it_was(
+def test_an_expensive_full_scan_that_found_everything_is_not_repeated(
     store: Watched,
 ) -> None:
     enqueue(store, execute_after=timedelta(days=3))
 
-    # Nothing is owed: what comes now rings, or is found by the poll.
+    # No full scan is owed: new jobs ring the doorbell, or are found by the poll.
     assert claim(store) == []
     assert_due_in_days(store)
     ids = enqueue(store, 3)
     assert claim(store) == ids
-    assert store.starts == ["beginning", "beginning"]
+    assert store.starts == ["full scan", "full scan"]
     assert_due_in_days(store)
 
 
-@pytest.mark.usefixtures("every_look_is_dear")
-def test_a_queue_is_not_called_drained_by_a_look_at_the_marks(store: Watched, pg_url: str) -> None:
-    app = PgCron("marks", url=pg_url)
+@pytest.mark.usefixtures("full_scans_are_expensive")
+def test_a_claim_from_the_cursor_does_not_count_a_queue_as_drained(store: Watched, pg_url: str) -> None:
+    app = PgCron("cursor", url=pg_url)
     app.task(lambda: None, name="add")
     card = WorkerCard(ME, "host", 1, ("*",), 2, "threads", "0")
     store.register(card)
     worker = Worker(app, store, card)
     enqueue(store, 3)
     eventually(lambda: worker.drained() or worker.step() < 0)
-    # On a level of which the marks know nothing.
+    # On a level that the cursor does not contain.
     (urgent,) = enqueue(store, priority=7)
 
     is_drained = worker.drained()
@@ -415,14 +415,14 @@ def assert_due_in_days(store: PostgresStore) -> None:
     assert due > 24 * 3600
 
 
-def test_no_look_from_the_beginning_is_put_off_for_longer_than_a_second() -> None:
+def test_a_full_scan_is_delayed_by_a_second_at_most() -> None:
     assert MAX_SECONDS <= 1.0
 
 
-def test_a_claim_that_finds_too_little_at_the_marks_fills_up_from_the_beginning_while_that_is_cheap(
+def test_a_claim_that_finds_too_little_is_completed_by_a_cheap_full_scan(
     make_store: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # `nothing_is_expensive` holds; the window lasts for as long as this test.
+    # Full scans are cheap here (`nothing_is_expensive`); the window lasts longer than this test.
     monkeypatch.setattr(claim_cursor_module, "ROW_SECONDS", 0.0)
     for name, value in {"BUSY_SHARE": 1e9, "MAX_SECONDS": 3600.0}.items():
         monkeypatch.setattr(claim_cursor_module, name, value)
@@ -433,10 +433,10 @@ def test_a_claim_that_finds_too_little_at_the_marks_fills_up_from_the_beginning_
     behind = enqueue(store, 3)
 
     assert sorted(claim(store, SERIES)) == sorted(early + behind)
-    assert store.starts == ["beginning", "marks", "beginning"]
+    assert store.starts == ["full scan", "cursor", "full scan"]
 
 
-def test_a_claim_that_finds_too_little_looks_from_the_beginning_once_the_shorter_pause_is_over(
+def test_a_claim_that_finds_too_little_is_completed_by_a_full_scan_after_the_idle_pause(
     store: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue(store, 3)
@@ -444,17 +444,18 @@ def test_a_claim_that_finds_too_little_looks_from_the_beginning_once_the_shorter
     early = enqueue(store, execute_after=datetime(2026, 1, 1, tzinfo=UTC))
     behind = enqueue(store, 4)
 
-    # Dear still, but there is nothing better to do. A claim that gets all it wants has something better to do.
+    # A full scan is still expensive, but a worker that found too little has nothing else to do. One whose claim is full
+    # has, and makes none.
     monkeypatch.setattr(claim_cursor_module, "IDLE_SHARE", 0.0)
 
     assert claim(store, 2) == behind[:2]
-    assert store.starts == ["beginning", "marks"]
+    assert store.starts == ["full scan", "cursor"]
     assert sorted(claim(store)) == sorted(early + behind[2:])
-    assert store.starts == ["beginning", "marks", "marks", "beginning"]
+    assert store.starts == ["full scan", "cursor", "cursor", "full scan"]
 
 
-def test_a_paused_queue_gives_nothing_at_the_marks_either(
-    store: Watched, every_look_is_dear: Callable[[], None]
+def test_a_claim_from_the_cursor_takes_nothing_from_a_paused_queue(
+    store: Watched, full_scans_are_expensive: Callable[[], None]
 ) -> None:
     ids = enqueue(store, 20)
     assert claim(store, 10) == ids[:10]
@@ -464,10 +465,10 @@ def test_a_paused_queue_gives_nothing_at_the_marks_either(
 
     store.resume("default")
     assert claim(store, 10) == ids[10:]
-    assert store.starts == ["beginning", "marks", "marks"]
+    assert store.starts == ["full scan", "cursor", "cursor"]
 
 
-def test_marks_of_queues_that_are_not_asked_for_give_nothing(store: Watched) -> None:
+def test_a_claim_from_the_cursor_takes_nothing_from_other_queues(store: Watched) -> None:
     enqueue(store, 2)
     mail = enqueue(store, 4, queue="mail")
     enqueue(store, 2)
@@ -476,19 +477,19 @@ def test_marks_of_queues_that_are_not_asked_for_give_nothing(store: Watched) -> 
     taken = claim(store, queues=["mail"])
 
     assert set(taken) <= set(mail)
-    assert "marks" in store.starts
+    assert "cursor" in store.starts
 
 
-def test_what_is_not_due_yet_is_not_taken_at_the_marks(store: Watched) -> None:
+def test_a_claim_from_the_cursor_takes_no_deferred_job(store: Watched) -> None:
     enqueue(store, 3)
     claim(store)
     enqueue(store, execute_after=timedelta(hours=1))
 
     assert claim(store) == []
-    assert store.starts == ["beginning", "marks"]
+    assert store.starts == ["full scan", "cursor"]
 
 
-def test_a_new_connection_starts_at_the_beginning(store: Watched, other: Watched) -> None:
+def test_a_new_connection_begins_with_a_full_scan(store: Watched, other: Watched) -> None:
     ids = enqueue(other, 20)
     assert claim(store, 5) == ids[:5]
     assert claim(store, 5) == ids[5:10]
@@ -496,13 +497,13 @@ def test_a_new_connection_starts_at_the_beginning(store: Watched, other: Watched
     store.close()
 
     assert claim(store, 5) == ids[10:15]
-    # Which connection a claim will have is known when it has it: this one still started at the marks.
+    # The generation of the connection is known only after the claim has taken it: this one still used the cursor.
     assert claim(store, 5) == ids[15:]
-    assert store.starts == ["beginning", "marks", "marks", "beginning"]
+    assert store.starts == ["full scan", "cursor", "cursor", "full scan"]
 
 
 def take_ten(store: PostgresStore, claim_cursor: Any) -> list[tuple[Any, ...]]:
-    """What a claim brings that starts at `claim_cursor`: a row for each job, and one more."""
+    """Return the rows of a claim of ten jobs that starts at `claim_cursor`: one for each job, and one more."""
     with store._claim(ME, uuid.uuid4(), ["*"], ["add"], 10, claim_cursor) as answer:
         pass
     return answer.rows()
@@ -512,13 +513,13 @@ def ids_taken(store: PostgresStore, claim_cursor: Any) -> list[int]:
     return sorted(row[0] for row in take_ten(store, claim_cursor)[:-1])
 
 
-class CountingLink(Connection):
-    """Counts the entries of the index of waiting jobs that a statement meets, of the living and of the dead."""
+class CountingConnection(Connection):
+    """A connection that counts the entries of the index of waiting jobs that a statement reads, live and dead."""
 
     entries = 0
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         answer = Answer()
         yield answer
         with self.transaction() as conn:
@@ -529,7 +530,7 @@ class CountingLink(Connection):
 
 
 @pytest.mark.row(69)
-def test_while_an_old_snapshot_is_held_a_claim_at_the_marks_does_not_walk_over_what_has_passed(
+def test_a_claim_from_the_cursor_reads_no_dead_entries_while_an_old_snapshot_is_held(
     store: Watched, other: Watched, pg_url: str
 ) -> None:
     passing, batch = 3000, 500
@@ -544,25 +545,25 @@ def test_while_an_old_snapshot_is_held_a_claim_at_the_marks_does_not_walk_over_w
             assert len(store.settle([Outcome(j.id, j.claim, "done") for j in jobs if j.claim])) == batch
         ids = enqueue(other, 30)
         counting = PostgresStore(parse_url(pg_url, application="pgcron counting"), rings=False)
-        connection = CountingLink(counting.address, counting.schema)
+        connection = CountingConnection(counting.address, counting.schema)
         counting.pool = Pool(lambda: connection, 1)
 
-        at_the_marks = ids_taken(counting, store._claim_cursor.last)
+        from_cursor = ids_taken(counting, store._claim_cursor.last)
         few = connection.entries
-        from_the_beginning = ids_taken(counting, {})
+        from_start = ids_taken(counting, {})
         many = connection.entries
         counting.close()
 
-        # Each entry that has passed costs a visit of its row, for as long as the snapshot might want to see it.
+        # Each entry of a finished job costs a read of its row while the snapshot might still see it.
         assert many > passing
         assert few <= 30
-        # And both found what there is, and the rest is found as well.
-        assert at_the_marks + from_the_beginning == ids[:20]
+        # Both found the jobs that were next, and a later claim finds the rest.
+        assert from_cursor + from_start == ids[:20]
         assert claim(store, 100) == ids[20:]
 
 
 @pytest.mark.row(69)
-def test_a_claim_at_the_marks_touches_few_pages_while_an_old_snapshot_is_held(
+def test_a_claim_from_the_cursor_reads_few_pages_while_an_old_snapshot_is_held(
     store: Watched, other: Watched, pg_url: str
 ) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
@@ -571,7 +572,7 @@ def test_a_claim_at_the_marks_touches_few_pages_while_an_old_snapshot_is_held(
         dump.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         dump.execute("select count(*) from pgcron.jobs")
         for _ in range(6):
-            # Long rows, so that few of them share a page.
+            # Long rows, so that a page holds few of them.
             enqueue(other, 250, args=json.dumps({"text": "x" * 1500}))
             jobs = claimed(store, 250)
             store.settle([Outcome(j.id, j.claim, "done") for j in jobs if j.claim])
@@ -579,17 +580,17 @@ def test_a_claim_at_the_marks_touches_few_pages_while_an_old_snapshot_is_held(
         explaining = ExplainingStore(parse_url(pg_url, application="pgcron plans"), rings=False)
 
         take_ten(explaining, store._claim_cursor.last)
-        at_the_marks = explaining.plan
+        from_cursor = explaining.plan
         take_ten(explaining, {})
-        from_the_beginning = explaining.plan
+        from_start = explaining.plan
         explaining.close()
 
-        assert "jobs_waiting" in indexes(at_the_marks), shown(at_the_marks)
-        assert pages(at_the_marks) < 300, shown(at_the_marks)
-        assert pages(from_the_beginning) > pages(at_the_marks) + 250, shown(from_the_beginning)
+        assert "jobs_waiting" in indexes(from_cursor), shown(from_cursor)
+        assert pages(from_cursor) < 300, shown(from_cursor)
+        assert pages(from_start) > pages(from_cursor) + 250, shown(from_start)
 
 
-def test_a_worker_finds_a_late_commit_though_every_look_is_dear(
+def test_a_late_commit_is_found_although_full_scans_are_expensive(
     make_store: Callable[[], Watched], other: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claim_cursor_module, "EXPENSIVE_SECONDS", -1.0)
@@ -602,5 +603,5 @@ def test_a_worker_finds_a_late_commit_though_every_look_is_dear(
         assert len(claim(store, 5)) == 5
         conn.commit()
 
-    # With the shares as they are: nothing is said about when, but that it comes.
+    # With the default shares. The test does not check when it is found, only that it is.
     assert eventually(lambda: claim(store, 5), within=30) == [row[0]]

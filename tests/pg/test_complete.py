@@ -1,4 +1,4 @@
-"""A job that ends inside its task's own transaction: the effect and the completion are committed together (P3)."""
+"""Jobs completed in their task's transaction: the effect and the completion are committed together (P3)."""
 
 import threading
 import uuid
@@ -38,7 +38,7 @@ def card() -> WorkerCard:
 
 
 def claimed(app: PgCron, worker: WorkerCard) -> Job:
-    """The next job, held by `worker`."""
+    """Claim the next job for `worker`."""
     app.store.register(worker)
     (job,) = app.store.claim(worker.id, uuid.uuid4(), ("*",), list(app.tasks), 1)
     return job
@@ -49,7 +49,7 @@ def booked(outcomes: psycopg.Connection[Any]) -> list[tuple[int, int]]:
 
 
 def booking(app: PgCron, pg_url: str, then: Any = lambda: None) -> Any:
-    """A task that writes a row and completes its job with it."""
+    """Return a task that writes a row and completes its job in the same transaction."""
 
     @app.task(name="book", max_attempts=3, backoff="1ms")
     def book(amount: int) -> None:
@@ -66,13 +66,13 @@ def test_the_effect_and_the_completion_are_committed_together(app, pg_url, outco
 
     ended = run(app, claimed(app, card()))
 
-    # Before the worker has written anything.
+    # The worker has written nothing yet.
     assert handle.result(timeout=0) == {"booked": 5}
     assert booked(outcomes) == [(handle.id, 5)]
     assert ended.outcome.state == "done"
 
 
-def test_what_the_worker_writes_afterwards_finds_its_own_completion(app, pg_url, outcomes, caplog):
+def test_the_workers_later_write_recognises_the_completion(app, pg_url, outcomes, caplog):
     caplog.set_level("INFO", "pgcron_lite.jobs")
     handle = booking(app, pg_url).delay(5)
 
@@ -104,7 +104,7 @@ def test_a_rollback_undoes_the_completion_and_the_job_runs_again(app, pg_url, ou
 
 
 def test_a_worker_that_was_declared_dead_can_commit_nothing(app, pg_url, outcomes):
-    """The rescued job runs under a new claim; the first runner comes back, and its transaction must not commit."""
+    """The rescued job runs under a new claim. Its first worker resumes, and must not commit its transaction."""
     handle = booking(app, pg_url).delay(5)
     dead = card()
     stale = claimed(app, dead)
@@ -120,8 +120,8 @@ def test_a_worker_that_was_declared_dead_can_commit_nothing(app, pg_url, outcome
     assert booked(outcomes) == [(handle.id, 5)]
 
 
-def test_a_worker_that_stalls_between_completing_and_committing_still_books_once(app, pg_url, outcomes):
-    """The reaper meets the row lock of the open transaction: it may not take a job that is just being completed."""
+def test_a_worker_that_stalls_before_the_commit_still_books_once(app, pg_url, outcomes):
+    """The row lock of the open transaction keeps the reaper from taking a job that is being completed."""
     inside, go_on = threading.Event(), threading.Event()
 
     @app.task(name="book")
@@ -150,7 +150,7 @@ def test_a_worker_that_stalls_between_completing_and_committing_still_books_once
 def reaped(app: PgCron, dead: WorkerCard) -> list[Job]:
     try:
         return list(app.store.reap([(dead.id, None)]))
-    except PgCronError:  # the lock timeout: the next pass finds it
+    except PgCronError:  # the lock timeout: the next call finds it
         return []
 
 
@@ -193,7 +193,7 @@ app.run_worker(slots=2)
 
 
 def test_a_task_that_fails_after_its_commit_stays_done(app, pg_url, outcomes):
-    """The data is there, so the job is done; running it again would book twice."""
+    """The data is committed, so the job is done; running it again would book twice."""
 
     def fail() -> None:
         raise RuntimeError("after the commit")
@@ -254,7 +254,7 @@ def test_completing_twice_is_refused(app, pg_url, outcomes):
     assert app.handle(ended.job.id).state() == "running"
 
 
-def test_outside_a_job_there_is_nothing_to_complete(pg_url):
+def test_completing_outside_a_job_is_refused(pg_url):
     with psycopg.connect(pg_url) as conn, pytest.raises(PgCronError, match="there is no current job here"):
         current_job.complete(conn)
 

@@ -1,4 +1,4 @@
-"""One connection: how it comes back, what it says when it cannot, and what it leaves behind."""
+"""A connection: reconnecting, its errors, and what it leaves in the session."""
 
 import socket
 import threading
@@ -67,7 +67,7 @@ def test_nothing_is_opened_before_the_first_use(make_connection: Callable[..., C
     assert connection.generation == 0
 
 
-def test_what_is_sent_along_cannot_undo_what_came_before(
+def test_a_failing_second_transaction_does_not_undo_the_first(
     connection: Connection, admin: psycopg.Connection[Any]
 ) -> None:
     admin.execute("create table public.things (id int primary key)")
@@ -78,7 +78,7 @@ def test_what_is_sent_along_cannot_undo_what_came_before(
     assert [row.id for row in connection.rows("select id from public.things")] == [1]
 
 
-def test_what_is_sent_along_does_not_hide_what_went_wrong_before(
+def test_a_second_transaction_does_not_hide_an_error_of_the_first(
     connection: Connection, admin: psycopg.Connection[Any]
 ) -> None:
     admin.execute("create table public.things (id int primary key)")
@@ -92,7 +92,7 @@ def test_what_is_sent_along_does_not_hide_what_went_wrong_before(
 
 @pytest.mark.row(66)
 @pytest.mark.row(73)
-def test_each_transaction_brings_its_own_level_and_limits(
+def test_each_transaction_sets_its_own_isolation_level_and_limits(
     make_connection: Callable[..., Connection], admin: Any
 ) -> None:
     for setting in ("default_transaction_isolation = 'serializable'", "statement_timeout = 77", "lock_timeout = 77"):
@@ -128,7 +128,7 @@ def test_a_default_of_read_only_transactions_is_overruled(
         " end $$"
     )
     if pooled:
-        monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+        monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection = make_connection()
 
     connection.rows("insert into public.things values (1)")
@@ -145,8 +145,8 @@ def test_a_default_of_read_only_transactions_is_overruled(
 def test_nothing_is_set_for_a_session_that_may_be_shared(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A pooler answers with a backend's number that is not the one it gave at login.
-    monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+    # A pooler reports another backend pid than at login.
+    monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     connection.rows("select 1")
     with connection.transaction() as conn:
         conn.execute("select 1")
@@ -169,7 +169,7 @@ def test_only_the_word_pgcron_is_replaced_by_another_schema() -> None:
 
 
 @pytest.mark.row(43)
-def test_its_socket_notices_a_peer_that_is_gone(connection: Connection) -> None:
+def test_keepalives_detect_a_peer_that_is_gone(connection: Connection) -> None:
     connection.rows("select 1")
     with socket.socket(fileno=socket.dup(connection.fileno())) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -184,7 +184,7 @@ def test_its_socket_notices_a_peer_that_is_gone(connection: Connection) -> None:
             assert user == int(LIVELINESS["tcp_user_timeout"])
 
 
-# What becomes of errors
+# Errors
 
 
 @pytest.mark.row(40)
@@ -207,7 +207,7 @@ def test_a_connection_that_was_ended_fails_once_and_is_replaced(
     ("statement", "reason"),
     [("select pg_sleep(60)", "statement timeout"), ("delete from pgcron.jobs", "lock timeout")],
 )
-def test_a_statement_that_takes_too_long_is_given_up_and_the_connection_is_kept(
+def test_a_statement_that_takes_too_long_is_cancelled_and_the_connection_kept(
     make_connection: Callable[..., Connection], pg_url: str, statement: Any, reason: str
 ) -> None:
     connection = make_connection(lock_seconds=0.2, statement_seconds=0.6)
@@ -221,7 +221,7 @@ def test_a_statement_that_takes_too_long_is_given_up_and_the_connection_is_kept(
     assert backend(connection) == before
 
 
-def test_a_missing_table_is_a_matter_of_the_schema(connection: Connection, admin: psycopg.Connection[Any]) -> None:
+def test_a_missing_table_is_a_schema_mismatch(connection: Connection, admin: psycopg.Connection[Any]) -> None:
     admin.execute("drop schema pgcron cascade")
 
     with pytest.raises(SchemaMismatch, match=r"does not exist.*Run: pgcron migrate"):
@@ -230,7 +230,7 @@ def test_a_missing_table_is_a_matter_of_the_schema(connection: Connection, admin
     assert connection.rows("select 1 as one")[0].one == 1
 
 
-def test_what_the_database_will_never_take_is_refused(connection: Connection) -> None:
+def test_a_statement_that_always_fails_is_refused(connection: Connection) -> None:
     before = backend(connection)
 
     with pytest.raises(DatabaseRefused):
@@ -240,7 +240,7 @@ def test_what_the_database_will_never_take_is_refused(connection: Connection) ->
 
 
 @pytest.mark.row(80)
-def test_a_plan_that_no_longer_fits_costs_one_error_and_the_connection(
+def test_an_outdated_plan_raises_once_and_closes_the_connection(
     connection: Connection, admin: psycopg.Connection[Any]
 ) -> None:
     admin.execute("create table public.things (id int)")
@@ -256,7 +256,7 @@ def test_a_plan_that_no_longer_fits_costs_one_error_and_the_connection(
         connection.rows("select * from public.things where id = %(id)s", {"id": 1})
     assert backend(connection) != before
     admin.execute("alter table public.things add column more text")
-    # From here on it trusts no plan of the server's.
+    # From here on it prepares no statements.
     assert connection.rows("select * from public.things where id = %(id)s", {"id": 1}) == []
 
 
@@ -276,7 +276,7 @@ def test_an_exception_in_the_middle_closes_the_connection(
 
 
 @pytest.mark.row(64)
-def test_a_refused_login_is_told_from_a_server_that_is_not_there(
+def test_a_refused_login_and_a_missing_server_raise_different_errors(
     make_connection: Callable[..., Connection], pg_url: str
 ) -> None:
     host = pg_url.partition("@")[2]
@@ -293,11 +293,11 @@ def test_a_refused_login_is_told_from_a_server_that_is_not_there(
 
 
 @pytest.mark.row(74)
-def test_a_connection_that_idled_out_is_replaced_without_an_error_and_without_a_break(
+def test_a_connection_that_idled_out_is_replaced_without_an_error_or_a_gap(
     make_connection: Callable[..., Connection], admin: psycopg.Connection[Any]
 ) -> None:
     if admin.info.server_version < 140000:
-        pytest.skip("PostgreSQL 14 brought the timeout")
+        pytest.skip("the timeout exists since PostgreSQL 14")
     admin.execute(
         """
         do $$ begin
@@ -307,7 +307,7 @@ def test_a_connection_that_idled_out_is_replaced_without_an_error_and_without_a_
     )
     connection = make_connection()
     for _ in range(3):
-        # Not a batch: the driver ends one with a message after which PostgreSQL no longer counts idle time.
+        # Not in a pipeline: the driver ends one with a message after which PostgreSQL no longer measures idle time.
         with connection.transaction() as conn:
             before = conn.info.backend_pid
         eventually(lambda pid=before: not admin.execute(
@@ -319,7 +319,7 @@ def test_a_connection_that_idled_out_is_replaced_without_an_error_and_without_a_
     assert connection.generation == 1
 
 
-def test_a_connection_that_has_something_else_to_say_is_kept(
+def test_a_connection_with_other_unread_input_is_kept(
     connection: Connection, admin: psycopg.Connection[Any]
 ) -> None:
     before = backend(connection)
@@ -327,7 +327,8 @@ def test_a_connection_that_has_something_else_to_say_is_kept(
     admin.execute("notify anything")
     eventually(
         lambda: (
-            connection_module._has_said_more(connection.connection()) and time.monotonic() - connection._used_at > 0.1
+            time.monotonic() - connection._used_at > 0.1
+            and connection_module._has_unread_input(connection.connection())
         )
     )
 
@@ -349,7 +350,7 @@ def test_a_call_that_hangs_can_be_cut_by_another_thread(
             connection.rows("select 1")
             proxy.freeze()
         else:
-            # The login gets through, and then nothing, as with a pooler that waits for its server.
+            # The login succeeds, and then nothing is answered, as with a pooler that waits for its server.
             proxy.swallow_from = b"pg_is_in_recovery"
         errors: list[BaseException] = []
 
@@ -373,7 +374,7 @@ def test_a_call_that_hangs_can_be_cut_by_another_thread(
         assert eventually(lambda: works_again(connection))
 
 
-def test_cutting_what_is_not_open_is_nothing(connection: Connection) -> None:
+def test_cutting_a_closed_connection_does_nothing(connection: Connection) -> None:
     connection.cut()
     connection.rows("select 1")
     connection.close()
@@ -384,7 +385,7 @@ def test_cutting_what_is_not_open_is_nothing(connection: Connection) -> None:
 
 @pytest.mark.row(46)
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9, 30, 100, 200])
-def test_a_reply_that_breaks_off_is_an_error_and_the_next_call_is_well(
+def test_a_reply_that_breaks_off_raises_and_the_next_call_succeeds(
     make_connection: Callable[..., Connection], pg_url: str, count: int
 ) -> None:
     with Proxy(pg_url) as proxy:
@@ -398,9 +399,9 @@ def test_a_reply_that_breaks_off_is_an_error_and_the_next_call_is_well(
         assert len(connection.rows("select repeat('x', 1000) as long")[0].long) == 1000
 
 
-def test_others_notices_are_not_kept(connection: Connection, admin: psycopg.Connection[Any]) -> None:
+def test_notifications_for_others_are_not_kept(connection: Connection, admin: psycopg.Connection[Any]) -> None:
     connection.rows("select 1")
-    # As behind a pooler, where somebody else's LISTEN is in the session that we are given.
+    # As behind a pooler, which may assign a session in which another client ran LISTEN.
     connection.connection().execute("listen anything")
     for _ in range(20):
         admin.execute("notify anything")

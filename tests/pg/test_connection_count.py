@@ -1,4 +1,4 @@
-"""How many connections a worker takes of its server's."""
+"""Number of connections that a worker opens."""
 
 import threading
 
@@ -36,13 +36,13 @@ def test_a_worker_whose_jobs_all_enqueue_takes_four_connections_at_most(pg_url: 
 
     assert run_worker(app, drain=True) == 0
 
-    # The main one, the heartbeat's, the listener's, and one for what tasks enqueue.
+    # The main one, that of the heartbeat, that of the listener, and one for enqueueing from tasks.
     assert len(seen) == 8
     assert max(seen) <= 4
 
 
 def connections(url: str) -> int:
-    """How many of our connections the server counts; this one has another name."""
+    """Return the number of our connections on the server, without this one, which has another name."""
     with psycopg.connect(url, application_name="the test", autocommit=True) as conn:
         row = conn.execute(
             """

@@ -1,4 +1,4 @@
-"""Putting jobs in: what a COPY says about odd texts, replies that are lost, and a doorbell that rings seldom."""
+"""Enqueueing: special characters in a COPY, lost replies, and the rate limit of the doorbell."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def store(pg_url: str) -> Iterator[PostgresStore]:
 
 
 def enough(jobs: list[NewJob]) -> list[NewJob]:
-    """So many that they are copied."""
+    """Return `jobs` repeated until there are enough for a COPY."""
     return jobs + [NewJob("filler")] * max(0, COPIES_FROM - len(jobs))
 
 
@@ -57,7 +57,7 @@ def read(store: PostgresStore, ids: list[int]) -> list[Job]:
 
 
 def content(job: Job) -> tuple[Any, ...]:
-    """All that the producer has decided."""
+    """Return all values that the producer has set."""
     return (
         job.task, job.args, job.queue, job.priority, job.headers, job.tags, job.max_attempts, job.max_crashes,
         job.state, job.attempt, job.crashes, job.alone, job.errors,
@@ -65,7 +65,7 @@ def content(job: Job) -> tuple[Any, ...]:
 
 
 def both_ways(store: PostgresStore, jobs: list[NewJob]) -> tuple[list[Job], list[Job]]:
-    """`jobs` as they are read again, enqueued together in a COPY and one by one."""
+    """Return `jobs` as they are read back, enqueued by one COPY and enqueued one by one."""
     ids = store.enqueue(enough(jobs))
     together = read(store, ids[: len(jobs)])
     singly = read(store, [store.enqueue([job])[0] for job in jobs])
@@ -86,7 +86,7 @@ def test_any_number_of_jobs_is_enqueued_in_their_order(store: PostgresStore, num
     assert rows == [(job_id, f"[{n}]", n % 7) for n, job_id in enumerate(ids)]
 
 
-def test_odd_names_of_tasks_and_queues_come_back_as_they_were(store: PostgresStore) -> None:
+def test_special_characters_in_names_of_tasks_and_queues_are_kept(store: PostgresStore) -> None:
     jobs = [NewJob(text, queue=text[:100]) for text in ODD]
 
     together, singly = both_ways(store, jobs)
@@ -95,8 +95,8 @@ def test_odd_names_of_tasks_and_queues_come_back_as_they_were(store: PostgresSto
     assert list(map(content, together)) == list(map(content, singly))
 
 
-def test_odd_texts_in_arguments_come_back_as_they_were(store: PostgresStore) -> None:
-    # Both as JSON escapes them and as they are: of what JSON does not escape, a COPY may have to.
+def test_special_characters_in_arguments_are_kept(store: PostgresStore) -> None:
+    # Both escaped and as plain JSON text: a COPY may have to escape characters that JSON does not.
     texts = [*map(escaped, ODD), *map(bare, ODD)]
     jobs = [NewJob("add", text) for text in texts]
 
@@ -124,7 +124,7 @@ def test_the_white_space_of_json_is_kept(store: PostgresStore) -> None:
     assert list(map(content, together)) == list(map(content, singly))
 
 
-def test_odd_tags_and_headers_come_back_as_they_were(store: PostgresStore) -> None:
+def test_special_characters_in_tags_and_headers_are_kept(store: PostgresStore) -> None:
     jobs = [NewJob("add", tags=(text,), headers={text: text}) for text in ["", *ODD]]
     jobs += [
         NewJob("add", tags=("", *ODD, "")),
@@ -142,7 +142,7 @@ def test_odd_tags_and_headers_come_back_as_they_were(store: PostgresStore) -> No
 
 
 def latin(pg_url: str) -> PostgresStore:
-    """A store whose connections are not those of UTF-8, as in an old database."""
+    """Return a store whose connections use another encoding than UTF-8, as in an old database."""
     return PostgresStore(
         parse_url(conninfo.make_conninfo(pg_url, client_encoding="latin1"), application="pgcron test"), rings=False
     )
@@ -181,7 +181,7 @@ def test_texts_are_read_in_the_encoding_of_the_connection(store: PostgresStore, 
     assert found == store.get(job_id)
 
 
-def test_a_job_with_odd_texts_everywhere_beside_others_spoils_none(store: PostgresStore) -> None:
+def test_a_job_with_special_characters_everywhere_does_not_change_the_others(store: PostgresStore) -> None:
     jobs = [
         NewJob(text, bare(text), text[:100], n, None, n + 1, n + 2, {text: text}, (text, ""))
         for n, text in enumerate(ODD)
@@ -193,7 +193,7 @@ def test_a_job_with_odd_texts_everywhere_beside_others_spoils_none(store: Postgr
     assert list(map(content, together)) == list(map(content, singly))
 
 
-def test_when_a_job_is_due_means_the_same_in_a_copy(store: PostgresStore) -> None:
+def test_due_times_are_the_same_in_a_copy(store: PostgresStore) -> None:
     away = [timedelta(0), timedelta(microseconds=1), timedelta(days=400, seconds=1.000001), timedelta(hours=-3)]
     moments = [
         datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC),
@@ -208,7 +208,7 @@ def test_when_a_job_is_due_means_the_same_in_a_copy(store: PostgresStore) -> Non
 
     assert [job.execute_after for job in fixed] == [job.execute_after for job in singly_fixed] == moments
     assert [job.execute_after - job.created_at for job in singly_spans] == [*away, timedelta(0)]
-    # A copy is counted from the statement before it, since no caller writes the moment at which a job was made.
+    # A COPY counts delays from the statement before it, because no producer may write the creation time of a job.
     [made_at] = {job.created_at for job in spans}
     [counted_from] = {job.execute_after - due for job, due in zip(spans, [*away, timedelta(0)], strict=True)}
     assert timedelta(0) <= made_at - counted_from < timedelta(minutes=1)
@@ -230,7 +230,7 @@ def test_when_a_job_is_due_means_the_same_in_a_copy(store: PostgresStore) -> Non
     ],
     ids=["nul", "half", "a text", "nothing", "two", "no task", "no queue", "priority", "attempts", "long ago"],
 )
-def test_one_job_that_cannot_be_leaves_none_of_a_bulk_behind(store: PostgresStore, wrong: NewJob) -> None:
+def test_one_invalid_job_refuses_the_whole_bulk(store: PostgresStore, wrong: NewJob) -> None:
     with pytest.raises(DatabaseRefused):
         store.enqueue([*[NewJob("add")] * COPIES_FROM, wrong])
 
@@ -251,7 +251,7 @@ def test_arguments_from_python_survive_a_bulk(pg_url: str) -> None:
 
 
 def note(text: str) -> None:
-    """A task."""
+    """Do nothing, as a task."""
 
 
 # Replies that are lost
@@ -259,7 +259,7 @@ def note(text: str) -> None:
 
 @pytest.fixture
 def cut(pg_url: str) -> Iterator[Callable[[str], tuple[Tripwire, PostgresStore]]]:
-    """A store whose connection is cut once, when the server has committed the first statement with these words."""
+    """Return a function for a store whose connection is cut once, when the server has committed a given statement."""
     with contextlib.ExitStack() as stack:
 
         def make(words: str, moment: Any = "after the commit", trip: Callable[[], None] = lambda: None) -> Any:
@@ -273,9 +273,9 @@ def cut(pg_url: str) -> Iterator[Callable[[str], tuple[Tripwire, PostgresStore]]
 
 @pytest.mark.row(123)
 @pytest.mark.parametrize("number", [COPIES_FROM, 2500])
-def test_a_bulk_whose_reply_is_lost_makes_each_job_once(store: PostgresStore, cut: Any, number: int) -> None:
+def test_a_bulk_whose_reply_is_lost_stores_each_job_once(store: PostgresStore, cut: Any, number: int) -> None:
     committed: list[int] = []
-    # The statement that ends the COPY's transaction.
+    # The statement that commits the COPY.
     wire, producer = cut("COMMIT\0", trip=lambda: committed.append(count(store)))
 
     ids = producer.enqueue([NewJob("add", f"[{n}]") for n in range(number)])
@@ -288,7 +288,7 @@ def test_a_bulk_whose_reply_is_lost_makes_each_job_once(store: PostgresStore, cu
 
 
 @pytest.mark.row(123)
-def test_a_bulk_that_the_server_never_heard_of_is_sent_again(store: PostgresStore, cut: Any) -> None:
+def test_a_bulk_that_did_not_reach_the_server_is_sent_again(store: PostgresStore, cut: Any) -> None:
     before: list[int] = []
     wire, producer = cut("copy pgcron.jobs", "before the statement", lambda: before.append(count(store)))
     jobs = [NewJob(text, tags=(text, ""), headers={"h": text}) for text in ODD]
@@ -298,14 +298,14 @@ def test_a_bulk_that_the_server_never_heard_of_is_sent_again(store: PostgresStor
     assert wire.has_tripped.is_set()
     assert before == [0]
     assert count(store) == len(ids)
-    # The second try goes another way, and says the same.
+    # The second try is another statement with the same result.
     assert [content(j) for j in read(store, ids[: len(jobs)])] == [
         content(j) for j in read(store, [store.enqueue([job])[0] for job in jobs])
     ]
 
 
 @pytest.mark.row(123)
-def test_a_bulk_whose_reply_is_lost_makes_no_second_job_when_some_have_ended(store: PostgresStore, cut: Any) -> None:
+def test_a_bulk_whose_reply_is_lost_stores_no_ended_job_again(store: PostgresStore, cut: Any) -> None:
     ended: list[int] = []
 
     def run_some() -> None:
@@ -340,7 +340,7 @@ def ringing(pg_url: str) -> Iterator[PostgresStore]:
     store.close()
 
 
-# A full notify queue says the first of these. The other is one after which no statement is worth another try.
+# The first is the error of a full notification queue. The second is one after which no statement is retried.
 REFUSALS = ["program_limit_exceeded", "insufficient_privilege"]
 
 
@@ -348,7 +348,7 @@ REFUSALS = ["program_limit_exceeded", "insufficient_privilege"]
 @pytest.mark.parametrize("size", [1, 5, COPIES_FROM])
 @pytest.mark.parametrize("when", ["at once", "at the commit"])
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_ring_that_fails_does_no_harm_to_what_was_enqueued(
+def test_a_ring_that_fails_does_not_affect_enqueued_jobs(
     ringing: PostgresStore, pg_url: str, size: int, when: str, refusal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enqueue_module, "RING_PAUSE", FOR_EVER)
@@ -358,7 +358,7 @@ def test_a_ring_that_fails_does_no_harm_to_what_was_enqueued(
     ids = ringing.enqueue([NewJob("add")] * size)
 
     assert len(read(ringing, ids)) == size
-    # And nobody tries it again for a while, nor has the connection been lost by it.
+    # It is not tried again for a while, and the connection is kept.
     assert ringing._ring_again_at > time.monotonic()
     more = [job_id for _ in range(5) for job_id in ringing.enqueue([NewJob("add")])]
     assert len(read(ringing, more)) == 5
@@ -367,7 +367,7 @@ def test_a_ring_that_fails_does_no_harm_to_what_was_enqueued(
 
 @pytest.mark.row(106)
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_ringing_alone_never_raises(ringing: PostgresStore, pg_url: str, refusal: str) -> None:
+def test_ring_never_raises(ringing: PostgresStore, pg_url: str, refusal: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         break_the_bell(conn, "at once", refusal)
 
@@ -380,7 +380,7 @@ def test_ringing_alone_never_raises(ringing: PostgresStore, pg_url: str, refusal
 
 
 def break_the_bell(conn: psycopg.Connection[Any], when: str, refusal: str) -> None:
-    """As a full notify queue does: an error, which comes with the statement or with its commit."""
+    """Make every ring fail, with the statement or with its commit, as a full notification queue does."""
     conn.execute(
         """
         create table public.rings (n int);
@@ -410,7 +410,7 @@ def break_the_bell(conn: psycopg.Connection[Any], when: str, refusal: str) -> No
 
 
 @pytest.mark.row(106)
-def test_a_ring_brings_limits_of_its_own_and_leaves_those_of_others_alone(
+def test_a_ring_sets_its_own_limits_and_does_not_change_others(
     ringing: PostgresStore, pg_url: str
 ) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
@@ -429,7 +429,7 @@ def test_a_ring_brings_limits_of_its_own_and_leaves_those_of_others_alone(
         ringing._ring_again_at = 0.0
         ringing.ring()
 
-        # Nobody waits for a doorbell, neither for its lock nor for the disk.
+        # A ring waits neither for its lock nor for the disk.
         assert conn.execute("select lock, commit from public.rings").fetchall() == [("250ms", "off")] * 3
     with ringing.pool.take() as connection:
         rows = connection.rows(
@@ -439,7 +439,7 @@ def test_a_ring_brings_limits_of_its_own_and_leaves_those_of_others_alone(
 
 
 @pytest.mark.row(106)
-def test_nobody_waits_for_a_bell_that_somebody_holds(ringing: PostgresStore, pg_url: str) -> None:
+def test_a_ring_does_not_wait_for_the_lock_of_notifications(ringing: PostgresStore, pg_url: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute(
             """
@@ -451,7 +451,7 @@ def test_nobody_waits_for_a_bell_that_somebody_holds(ringing: PostgresStore, pg_
     with psycopg.connect(pg_url) as holder:
         holder.execute("lock table public.rings in exclusive mode")
 
-        # Returns although the lock is held until we let go of it: it would be waited for half a minute else.
+        # It returns although the lock is still held. Without its own timeout it would wait for half a minute.
         (job_id,) = ringing.enqueue([NewJob("add")])
         assert ringing.enqueue([NewJob("add")])
 
@@ -462,12 +462,12 @@ def test_nobody_waits_for_a_bell_that_somebody_holds(ringing: PostgresStore, pg_
         assert conn.execute("select count(*) from public.rings").fetchall() == [(0,)]
 
 
-def test_a_worker_is_attentive_for_longer_than_a_producer_keeps_silent() -> None:
+def test_a_worker_polls_again_later_than_a_producer_pauses_its_rings() -> None:
     assert RING_WINDOW < RECHECK_SECONDS <= 0.05
 
 
 class Hands:
-    """A worker on PostgreSQL that is turned by hand, with a listener that hears."""
+    """A worker on PostgreSQL that is stepped by the test, with a live listener."""
 
     def __init__(self, url: str, application: str = "pgcron worker") -> None:
         self.app = PgCron("hands", url=url, poll="1h", lease="1h")
@@ -487,12 +487,12 @@ class Hands:
         self.gate.wait(PATIENCE)
 
     def turn(self) -> float:
-        # What others do is nothing to us, and a look around would find what nobody has rung for.
+        # Keep the periodic poll away: it would find jobs that have not rung.
         self.worker._reap_at = float("inf")
         return self.worker.step()
 
     def turn_until(self, fact: Callable[[], object]) -> None:
-        """As its process does: sleep for as long as the turn said, unless the bell rings."""
+        """Step until `fact` is true. Sleep as a process does: as long as the step returned, unless the bell rings."""
 
         def turned() -> object:
             wait = self.turn()
@@ -501,14 +501,14 @@ class Hands:
             poller = select.poll()
             if (descriptor := self.bell.fileno()) is not None:
                 poller.register(descriptor, select.POLLIN)
-            # A slot would end this sleep as well.
+            # A finished job would end this sleep as well.
             poller.poll(min(wait, 0.02 if self.worker.running else 1.0) * 1000)
             return None
 
         eventually(turned, PATIENCE)
 
     def settle_down(self) -> None:
-        """Live, with nothing left to hear and nothing left to look for."""
+        """Step until the listener is live, and nothing is left to receive or to poll for."""
         self.turn_until(lambda: self.bell.is_live)
         self.turn_until(lambda: self.worker._claim_at == float("inf") and self.worker.is_idle())
 
@@ -533,7 +533,7 @@ def hands(pg_url: str) -> Iterator[Hands]:
 
 
 @pytest.mark.row(110)
-def test_a_job_that_came_too_soon_to_ring_is_found_by_a_second_look(
+def test_a_job_within_the_ring_window_is_found_by_a_second_poll(
     hands: Hands, ringing: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enqueue_module, "RING_WINDOW", FOR_EVER)
@@ -541,7 +541,7 @@ def test_a_job_that_came_too_soon_to_ring_is_found_by_a_second_look(
     (first,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
     hands.turn_until(lambda: hands.worker.running)
 
-    # It will never be rung for: the window lasts for ever.
+    # It will never ring: the window does not end.
     (trailing,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
 
     assert hands.worker._claim_at <= time.monotonic() + RECHECK_SECONDS
@@ -550,7 +550,7 @@ def test_a_job_that_came_too_soon_to_ring_is_found_by_a_second_look(
 
 
 @pytest.mark.row(110)
-def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
+def test_a_job_whose_commit_outlasts_the_window_rings(
     hands: Hands, ringing: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hands.settle_down()
@@ -561,7 +561,7 @@ def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
 
     def slowly(connection: Connection, *args: Any) -> int:
         count = run(connection, *args)
-        # As a commit that waits for its disk: by now those who were woken have looked again.
+        # As a commit that waits for its disk: by now, woken workers have polled again.
         if "insert" in args[0]:
             ringing._ring_again_at = time.monotonic()
         return count
@@ -571,11 +571,11 @@ def test_a_job_whose_commit_outlasts_the_window_is_rung_for(
 
     (late,) = ringing.enqueue([NewJob("add", '{"text": ""}')])
 
-    # Nothing else tells: the worker looks by itself once in an hour.
+    # Nothing else wakes it: the worker polls once in an hour.
     hands.turn_until(lambda: hands.state(late) == "done")
 
 
-def test_a_date_beyond_all_dates_is_refused_however_many_there_are(store: PostgresStore) -> None:
+def test_an_invalid_date_is_refused_for_any_number_of_jobs(store: PostgresStore) -> None:
     never = NewJob("add", execute_after=timedelta(days=3_000_000))
 
     for jobs in ([never], enough([never])):
@@ -584,7 +584,7 @@ def test_a_date_beyond_all_dates_is_refused_however_many_there_are(store: Postgr
 
 
 @pytest.mark.row(110)
-def test_a_bulk_within_the_window_is_found_by_a_second_look(
+def test_a_bulk_within_the_ring_window_is_found_by_a_second_poll(
     hands: Hands, ringing: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enqueue_module, "RING_WINDOW", FOR_EVER)
@@ -598,19 +598,19 @@ def test_a_bulk_within_the_window_is_found_by_a_second_look(
 
 
 @pytest.mark.row(108)
-def test_notices_are_taken_in_while_every_slot_is_busy(hands: Hands, pg_url: str) -> None:
+def test_notifications_are_read_while_every_slot_is_busy(hands: Hands, pg_url: str) -> None:
     hands.settle_down()
     ids = hands.store.enqueue([NewJob("wait")] * 2)
     hands.worker.claim_soon()
     hands.turn_until(lambda: len(hands.entered) == 2)
 
     with psycopg.connect(pg_url, autocommit=True) as conn:
-        # More than the buffers of the connection hold.
+        # More than fits into the buffers of the connection.
         conn.execute("select pg_notify('pgcron', n || repeat('x', 7000)) from generate_series(1, 1500) as n")
         assert usage(conn) > 0
         eventually(lambda: waits_for_its_reader(conn), PATIENCE)
 
-        # A turn takes what has arrived, and is not held up by it.
+        # A step reads what has arrived, and does not wait.
         eventually(lambda: [hands.turn() for _ in range(50)] and usage(conn) == 0, PATIENCE)
 
         assert not waits_for_its_reader(conn)
@@ -619,7 +619,7 @@ def test_notices_are_taken_in_while_every_slot_is_busy(hands: Hands, pg_url: str
 
 
 def usage(conn: psycopg.Connection[Any]) -> float:
-    """How full the server's notify queue is: as far as the slowest listener has not read."""
+    """Return the usage of the server's notification queue: the part that the slowest listener has not read."""
     (row,) = conn.execute("select pg_notification_queue_usage()").fetchall()
     return float(row[0])
 
@@ -634,7 +634,7 @@ def waits_for_its_reader(conn: psycopg.Connection[Any]) -> bool:
 # Ids
 
 
-def test_ids_of_two_producers_never_meet(pg_url: str) -> None:
+def test_two_producers_never_use_the_same_id(pg_url: str) -> None:
     stores = [PostgresStore(parse_url(pg_url, application=f"producer {n}"), rings=False) for n in range(3)]
 
     ids = [
@@ -649,7 +649,7 @@ def test_ids_of_two_producers_never_meet(pg_url: str) -> None:
         store.close()
 
 
-def test_a_schema_of_another_name_takes_bulks_as_well(empty_pg_url: str) -> None:
+def test_a_bulk_works_in_a_schema_of_another_name(empty_pg_url: str) -> None:
     from pgcron_lite.pg.migrate import migrate
 
     where = parse_url(empty_pg_url, application="pgcron test")

@@ -73,7 +73,7 @@ def test_a_producer_of_another_environment_is_refused_before_it_writes(
 
 
 @pytest.mark.parametrize(("there", "mine"), [("production", "production"), (None, None), (None, "staging")])
-def test_a_producer_of_the_same_environment_or_of_none_is_welcome(
+def test_a_producer_of_the_same_environment_or_of_none_is_accepted(
     pg_url: str, made: list[PgCron], there: str | None, mine: str | None
 ) -> None:
     label(pg_url, there)
@@ -84,12 +84,12 @@ def test_a_producer_of_the_same_environment_or_of_none_is_welcome(
 
 
 @pytest.mark.parametrize("deed", ["delay", "schedules.all"])
-def test_a_database_without_a_schema_is_told_to_migrate(empty_pg_url: str, made: list[PgCron], deed: str) -> None:
+def test_a_database_without_a_schema_names_the_command(empty_pg_url: str, made: list[PgCron], deed: str) -> None:
     with pytest.raises(SchemaMismatch, match="Run: pgcron migrate"):
         DEEDS[deed](shop(made, empty_pg_url))
 
 
-def test_a_connection_that_is_opened_anew_is_checked_again(pg_url: str, made: list[PgCron]) -> None:
+def test_a_new_connection_is_checked_again(pg_url: str, made: list[PgCron]) -> None:
     app = shop(made, pg_url)
     app.tasks["add"].delay(1)
     label(pg_url, "production")
@@ -107,11 +107,11 @@ def test_a_connection_that_is_opened_anew_is_checked_again(pg_url: str, made: li
     assert count(pg_url) == 2
 
 
-def test_enqueueing_asks_for_the_label_once_for_each_connection(pg_url: str, made: list[PgCron]) -> None:
+def test_enqueueing_reads_the_label_once_for_each_connection(pg_url: str, made: list[PgCron]) -> None:
     app = shop(made, pg_url)
     app.tasks["add"].delay(1)
     with psycopg.connect(pg_url) as conn:
-        # From now on a look at the label would wait.
+        # From now on, reading the label would wait for a lock.
         conn.execute("lock table pgcron.facts in access exclusive mode")
         for _ in range(20):
             app.tasks["add"].delay(1)
@@ -126,7 +126,7 @@ def test_a_callers_connection_is_checked_before_the_first_job(pg_url: str, made:
         conn.execute("create table orders (id int)")
         with pytest.raises(ConfigError, match=REFUSAL):
             add.options(conn=conn).delay(1)
-        # The caller's transaction is the caller's still.
+        # The caller's transaction is not affected.
         conn.execute("insert into orders values (1)")
 
     assert count(pg_url) == 0
@@ -173,7 +173,7 @@ def test_a_connection_of_another_driver_is_checked_too(pg_url: str, made: list[P
     assert count(pg_url) == 0
 
 
-def test_a_role_that_may_not_read_the_label_can_go_on_enqueueing(pg_url: str, made: list[PgCron]) -> None:
+def test_a_role_that_cannot_read_the_label_can_enqueue(pg_url: str, made: list[PgCron]) -> None:
     app = shop(made, pg_url)
     with psycopg.connect(pg_url) as conn:
         conn.execute("drop role if exists label_blind")
@@ -214,7 +214,7 @@ def test_a_command_of_another_environment_neither_shows_nor_writes(
         assert conn.execute("select from pgcron.queues").fetchall() == []
 
 
-def test_migrate_can_give_a_copy_its_own_label(
+def test_migrate_can_set_the_label_of_a_copy(
     pg_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, made: list[PgCron]
 ) -> None:
     label(pg_url, "production")

@@ -1,4 +1,4 @@
-"""The stock of ids of a process: a server that is silent holds up no thread for longer than itself."""
+"""The stock of ids of a process: a silent server does not make threads wait for one another's limits."""
 
 import threading
 
@@ -8,7 +8,7 @@ from pgcron_lite.errors import DatabaseUnavailable
 from pgcron_lite.pg import enqueue
 
 
-def test_a_thread_does_not_wait_for_all_that_wait_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_does_not_wait_for_the_limits_of_all_threads_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enqueue, "SILENT_SECONDS", 0.1)
     stock = enqueue.IdStock(lambda: 1)
     asked, answer = threading.Event(), threading.Event()

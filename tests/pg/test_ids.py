@@ -1,7 +1,7 @@
-"""Ids that are given out twice: what producers, workers, operators and `migrate` do when the sequence is behind.
+"""Ids that are drawn twice: producers, workers, operators and `migrate` when the sequence is behind.
 
 A sequence is behind after a failover to a standby that lacked the last commits, after a restore, on a logical replica,
-or after a setval(). Here it is set back, or rows are inserted with an id of their own.
+or after a setval(). Here it is set back, or rows are inserted with chosen ids.
 """
 
 import contextlib
@@ -59,11 +59,11 @@ def app(pg_url: str) -> Iterator[PgCron]:
 
 
 def note(text: str = "") -> None:
-    """A task."""
+    """Do nothing, as a task."""
 
 
 def ended(store: PostgresStore, count: int = 3) -> list[int]:
-    """Ids of jobs that have ended, the first that there are."""
+    """Enqueue and end jobs, and return their ids, which are the first of the sequence."""
     ids = store.enqueue([NewJob("note", '["older"]')] * count)
     jobs = store.claim(ME, uuid.uuid4(), ["*"], ["note"], count)
     assert store.settle([Outcome(job.id, job.claim or ME, "done") for job in jobs]) == set(ids)
@@ -75,7 +75,7 @@ def set_back(conn: psycopg.Connection[Any], to: int = 1) -> None:
 
 
 def insert(conn: psycopg.Connection[Any], job_id: int, task: str = "note", args: str = '["younger"]') -> None:
-    """As code does that looks at nothing: the release before, or a restore."""
+    """Insert a job without any check of its id, as the previous release does, or a restore."""
     conn.execute("insert into pgcron.jobs (id, task, args) values (%s, %s, %s)", [job_id, task, args])
 
 
@@ -87,7 +87,7 @@ def everything(conn: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.row(151)
-def test_a_worker_outlives_a_job_whose_id_is_in_history(
+def test_a_worker_survives_a_job_whose_id_is_in_history(
     app: PgCron, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = ended(store)
@@ -110,20 +110,20 @@ def test_a_job_whose_id_is_in_history_ends_behind_a_pooler_as_well(store: Postgr
     [old] = ended(store, 1)
     insert(conn, old)
     with store.pool.take() as connection:
-        # As behind a pooler: no statement is prepared.
+        # As behind a pooler, where no statement is prepared.
         connection.close()
-        connection._trusts_plans = False
+        connection._may_prepare = False
     [job] = store.claim(ME, uuid.uuid4(), ["*"], ["note"], 1)
 
     settled = store.settle([Outcome(job.id, job.claim or ME, "done")])
 
-    assert not connection.is_ours
+    assert not connection.is_direct
     assert settled == {old}
     assert [row[1:] for row in everything(conn)] == [("done", '["older"]'), ("done", '["younger"]')]
 
 
 @pytest.mark.row(151)
-def test_a_worker_that_starts_moves_the_sequence_on(
+def test_a_worker_that_starts_moves_the_sequence_forward(
     app: PgCron, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = ended(store, 5)
@@ -135,7 +135,7 @@ def test_a_worker_that_starts_moves_the_sequence_on(
     assert conn.execute("select nextval('pgcron.jobs_id_seq')").fetchone()[0] > max(old)
 
 
-def test_the_run_of_a_tick_whose_jobs_id_is_in_history_is_noted_as_its_own(
+def test_a_run_whose_jobs_id_is_in_history_is_recorded_with_its_tick(
     store: PostgresStore, conn: Any
 ) -> None:
     [old] = ended(store, 1)
@@ -155,7 +155,7 @@ def test_the_run_of_a_tick_whose_jobs_id_is_in_history_is_noted_as_its_own(
 
 @pytest.mark.row(151)
 @pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
-def test_an_outcome_under_a_fresh_id_whose_reply_was_lost_is_found(
+def test_an_outcome_under_a_new_id_whose_reply_was_lost_is_found(
     pg_url: str, store: PostgresStore, conn: Any, state: Any
 ) -> None:
     old = ended(store, 2)
@@ -163,7 +163,7 @@ def test_an_outcome_under_a_fresh_id_whose_reply_was_lost_is_found(
         insert(conn, job_id)
     insert(conn, 1000)
     worker_id = uuid.uuid4()
-    # The first statement fails for the ids that are taken. This is in the second one.
+    # The first statement fails because ids are taken. These words are in the second one.
     with Tripwire(pg_url, "h.history_headers, m.tags", "after the commit", lambda: None) as wire:
         worker = PostgresStore(parse_url(wire.url, application="pgcron cut"), rings=False)
         jobs = worker.claim(worker_id, uuid.uuid4(), ["*"], ["note"], 3)
@@ -194,7 +194,7 @@ def test_a_job_whose_id_is_in_history_is_completed_with_the_callers_data(store: 
     assert (younger.state, younger.result, younger.headers[EARLIER_ID]) == ("done", '"x"', str(old))
 
 
-def test_the_nonce_goes_with_its_job_into_history_and_back(store: PostgresStore, conn: Any) -> None:
+def test_the_nonce_is_kept_in_history_and_by_a_retry(store: PostgresStore, conn: Any) -> None:
     def nonces(table: str) -> list[Any]:
         return conn.execute(sql.SQL("select nonce from pgcron.{} order by id").format(sql.Identifier(table))).fetchall()
 
@@ -220,9 +220,9 @@ def test_the_nonce_goes_with_its_job_into_history_and_back(store: PostgresStore,
     assert nonces("jobs") == before[:1]
 
 
-# Whatever the database refuses
+# Statements that the database refuses
 
-# Functions and triggers of the schema, made to refuse as a bad row would, and what a worker does with them.
+# Functions and triggers that are made to refuse, as a bad row would, with the part of a step that uses them.
 REFUSALS = {
     "claim": "create or replace function pgcron.levels() returns table (queue text, priority smallint)"
     " language plpgsql as 'begin raise exception using errcode = ''22000'', message = ''bad row''; end'",
@@ -243,7 +243,7 @@ REFUSALS = {
 
 
 class Hands:
-    """A worker on PostgreSQL that is turned by hand, and its clock."""
+    """A worker on PostgreSQL that is stepped by the test, and its clock."""
 
     def __init__(self, app: PgCron, url: str) -> None:
         self.ahead = 0.0
@@ -273,13 +273,13 @@ def hands(app: PgCron, pg_url: str) -> Iterator[Hands]:
 
 @pytest.mark.row(152)
 @pytest.mark.parametrize("what", REFUSALS)
-def test_no_statement_that_is_refused_ends_a_turn_with_an_error(
+def test_no_refused_statement_ends_a_step_with_an_error(
     hands: Hands, store: PostgresStore, conn: Any, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The owner and the kinds of the tables have been looked at before one of them goes wrong.
+    # The owner and the kinds of the tables are checked before one of them is changed.
     store.now()
     conn.execute(REFUSALS[what])
-    # There is something to do for each part of a turn.
+    # There is something to do for each part of a step.
     conn.execute("update pgcron.planner set generations = '{another}'")
     hands.worker._maintenance.prune_at = 0.0
     [job_id] = store.enqueue([NewJob("note")])
@@ -287,7 +287,7 @@ def test_no_statement_that_is_refused_ends_a_turn_with_an_error(
     hands.turn_until(lambda: "bad row" in caplog.text)
 
     if what != "claim":
-        # What the others in the turn do is done.
+        # The other parts of the step have done their work.
         hands.turn_until(lambda: state(conn, job_id) == "done")
     assert "the database refused a statement" in caplog.text
 
@@ -307,10 +307,10 @@ def test_a_claim_that_is_refused_for_good_is_logged_once_a_minute(
 
 
 @pytest.mark.row(151)
-def test_a_sequence_that_falls_behind_under_a_connection_that_lasts_is_moved_on(
+def test_a_sequence_that_falls_behind_during_a_connection_is_moved_forward(
     hands: Hands, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As behind a pooler, whose connection to its clients outlives the server."""
+    """A pooler keeps its connections to clients open when the server is replaced."""
     newest = store.enqueue([NewJob("unknown")] * 9)[-1]
     hands.turn_until(lambda: hands.store.generation)
     generation = hands.store.generation
@@ -323,15 +323,15 @@ def test_a_sequence_that_falls_behind_under_a_connection_that_lasts_is_moved_on(
     assert conn.execute("select nextval('pgcron.jobs_id_seq')").fetchone()[0] > newest
 
 
-def test_to_find_that_the_sequence_is_not_behind_passes_over_no_deleted_job(store: PostgresStore, conn: Any) -> None:
+def test_checking_the_sequence_reads_no_deleted_jobs(store: PostgresStore, conn: Any) -> None:
     store.enqueue([NewJob("note")])
     conn.execute("insert into pgcron.jobs (task) select 'note' from generate_series(1, 5000)")
     with psycopg.connect(conn.info.dsn, password=conn.info.password) as reader:
-        # Its snapshot keeps the index entries of what is deleted.
+        # Its snapshot keeps the index entries of deleted rows.
         reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         reader.execute("select from pgcron.jobs limit 1")
         conn.execute("delete from pgcron.jobs where id > 1")
-        # The first time in a session, the catalogue is read too.
+        # A session reads the catalogue with its first statement.
         conn.execute("select pgcron.mend_sequence()")
 
         assert blocks_read(conn, "select pgcron.mend_sequence()") < 50
@@ -364,7 +364,7 @@ def refuse_all_about(conn: Any, task: str) -> None:
 
 
 @pytest.mark.row(152)
-def test_an_outcome_that_cannot_be_stored_waits_beside_the_others_until_it_can(
+def test_an_outcome_that_cannot_be_stored_does_not_block_the_others(
     hands: Hands, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse_all_about(conn, "bad")
@@ -377,7 +377,7 @@ def test_an_outcome_that_cannot_be_stored_waits_beside_the_others_until_it_can(
     hands.worker.claim_soon()
     hands.turn_until(lambda: {state(conn, job_id) for job_id in more} == {"done"})
 
-    # Neither hidden nor run again, and not what a worker waits for that is to end.
+    # The job is still running, is not run again, and does not delay the stop of its worker.
     assert (state(conn, bad), [*hands.worker.running]) == ("running", [bad])
     assert caplog.text.count("refuses every outcome of bad") == 1
     hands.turn_until(hands.worker.is_idle)
@@ -390,7 +390,7 @@ def test_an_outcome_that_cannot_be_stored_waits_beside_the_others_until_it_can(
 
 
 @pytest.mark.row(152)
-def test_as_many_refused_outcomes_as_slots_do_not_keep_a_worker_from_other_jobs(
+def test_as_many_refused_outcomes_as_slots_do_not_block_a_worker(
     hands: Hands, store: PostgresStore, conn: Any
 ) -> None:
     refuse_all_about(conn, "bad")
@@ -405,13 +405,13 @@ def test_as_many_refused_outcomes_as_slots_do_not_keep_a_worker_from_other_jobs(
 
 
 @pytest.mark.row(152)
-def test_a_task_whose_outcomes_are_refused_is_claimed_no_more_until_one_is_stored(
+def test_a_task_whose_outcomes_are_refused_is_not_claimed_until_one_is_stored(
     hands: Hands, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse_all_about(conn, "bad")
     bad = store.enqueue([NewJob("bad")] * 300)
     hands.turn_until(lambda: hands.worker.blocked_tasks == ["bad"])
-    # What had begun.
+    # The jobs that had begun.
     hands.turn_until(hands.worker.is_idle)
     refused = len(hands.worker.unstorable)
 
@@ -450,7 +450,7 @@ def test_refused_outcomes_are_tried_once_more_when_their_worker_stops(
 
 
 @pytest.mark.row(152)
-def test_a_suspect_whose_end_cannot_be_stored_does_not_keep_its_worker_from_others(
+def test_a_suspect_whose_outcome_cannot_be_stored_does_not_block_its_worker(
     hands: Hands, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse_all_about(conn, "bad")
@@ -504,7 +504,7 @@ def by_connection(conn: Any, count: int) -> list[int]:
 @pytest.mark.row(151)
 @pytest.mark.parametrize("enqueue", [by_function, by_connection])
 @pytest.mark.parametrize("count", [1, 7])
-def test_in_a_callers_transaction_ids_in_use_are_passed_over(
+def test_a_callers_transaction_skips_ids_in_use(
     store: PostgresStore, conn: Any, enqueue: Callable[[Any, int], list[int]], count: int
 ) -> None:
     old = ended(store)
@@ -535,10 +535,10 @@ def test_jobs_of_ticks_get_ids_that_are_not_in_use(app: PgCron, store: PostgresS
 
 @pytest.mark.row(151)
 @pytest.mark.parametrize("count", SIZES)
-def test_a_repeat_after_a_lost_connection_takes_no_row_of_another_for_its_own(
+def test_a_repeat_after_a_lost_connection_does_not_mistake_others_rows_for_its_own(
     pg_url: str, store: PostgresStore, conn: Any, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first try has never reached the server, and meanwhile another has stored jobs under its ids."""
+    """The first try did not reach the server, and meanwhile another producer has stored jobs under its ids."""
     taken: list[int] = []
 
     def another_comes() -> None:
@@ -558,12 +558,12 @@ def test_a_repeat_after_a_lost_connection_takes_no_row_of_another_for_its_own(
 
 
 def words_of(count: int) -> str:
-    """What only the statement that enqueues so many jobs has in it."""
+    """Return words that are only in the statement that enqueues `count` jobs."""
     return "copy pgcron.jobs" if count >= COPIES_FROM else "insert into pgcron.jobs"
 
 
 @pytest.mark.row(151)
-def test_ids_in_stock_are_given_up_with_the_connection_they_came_by(store: PostgresStore, conn: Any) -> None:
+def test_ids_in_stock_are_discarded_with_their_connection(store: PostgresStore, conn: Any) -> None:
     store.enqueue([NewJob("note")])
     drawn = max(store.enqueue([NewJob("note")])[0] for _ in range(10))
     assert store._stock._ids
@@ -579,7 +579,7 @@ def test_ids_in_stock_are_given_up_with_the_connection_they_came_by(store: Postg
 
 @pytest.mark.row(27)
 def test_a_forked_child_uses_no_ids_and_no_nonce_of_its_parent(pg_url: str, conn: Any) -> None:
-    said = python(
+    output = python(
         """
         import os, sys
         from pgcron_lite.job import NewJob
@@ -604,7 +604,7 @@ def test_a_forked_child_uses_no_ids_and_no_nonce_of_its_parent(pg_url: str, conn
         pg_url,
     )
 
-    assert said.split() == ["0"]
+    assert output.split() == ["0"]
     counts = conn.execute("select count(*), count(distinct id), count(distinct nonce) from pgcron.jobs").fetchone()
     assert counts == (12, 12, 12)
 
@@ -612,7 +612,7 @@ def test_a_forked_child_uses_no_ids_and_no_nonce_of_its_parent(pg_url: str, conn
 @pytest.mark.row(153)
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("has_ended", [True, False])
-def test_a_first_try_that_arrives_late_makes_no_second_job(
+def test_a_first_try_that_arrives_late_stores_no_second_job(
     pg_url: str, store: PostgresStore, conn: Any, count: int, has_ended: bool
 ) -> None:
     with Proxy(pg_url) as proxy, contextlib.ExitStack() as stack:
@@ -642,7 +642,7 @@ def visitors(conn: Any, application: str) -> list[Any]:
 
 @pytest.mark.row(151)
 @pytest.mark.parametrize("count", SIZES)
-def test_ids_that_an_open_transaction_holds_are_passed_over(
+def test_ids_that_an_open_transaction_holds_are_skipped(
     pg_url: str, store: PostgresStore, conn: Any, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with psycopg.connect(pg_url) as holder:
@@ -676,7 +676,7 @@ def test_ids_in_stock_that_a_producers_open_transaction_holds_cost_one_wait(
 def test_a_repeat_does_not_take_another_id_while_its_own_may_be_stored(
     pg_url: str, store: PostgresStore, conn: Any
 ) -> None:
-    """Whoever holds the id may be the first try, and would commit a second job later."""
+    """The transaction that holds the id may be the first try, which would commit a second job later."""
     with psycopg.connect(pg_url) as holder:
 
         def another_holds_it() -> None:
@@ -693,7 +693,7 @@ def test_a_repeat_does_not_take_another_id_while_its_own_may_be_stored(
     assert [row[0] for row in conn.execute("select task from pgcron.jobs").fetchall()] == ["held"]
 
 
-def test_a_producer_gives_up_where_every_id_is_taken_as_soon_as_it_is_drawn(
+def test_a_producer_gives_up_if_every_drawn_id_is_taken(
     store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     conn.execute(
@@ -713,7 +713,7 @@ def test_a_producer_gives_up_where_every_id_is_taken_as_soon_as_it_is_drawn(
 # The sequence
 
 
-def test_two_who_move_the_sequence_on_while_others_draw_give_no_id_out_twice(pg_url: str, conn: Any) -> None:
+def test_no_id_is_drawn_twice_while_two_workers_move_the_sequence(pg_url: str, conn: Any) -> None:
     for portion in (50_000, 1_500_000):
         conn.execute("insert into pgcron.jobs (id, task) values (%s, 'note')", [portion])
         set_back(conn)
@@ -750,7 +750,7 @@ def mend_fully(store: PostgresStore) -> None:
         pass
 
 
-def test_an_id_that_somebody_has_chosen_does_not_use_the_sequence_up(store: PostgresStore, conn: Any) -> None:
+def test_a_high_id_chosen_by_hand_does_not_exhaust_the_sequence(store: PostgresStore, conn: Any) -> None:
     insert(conn, 2**63 - 1)
     insert(conn, 2**53)
 
@@ -760,7 +760,7 @@ def test_an_id_that_somebody_has_chosen_does_not_use_the_sequence_up(store: Post
 
 
 @pytest.mark.row(151)
-def test_migrating_moves_a_sequence_that_is_behind_and_says_so(
+def test_migrating_moves_a_sequence_that_is_behind_and_logs_it(
     pg_url: str, store: PostgresStore, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended(store)
@@ -775,7 +775,7 @@ def test_migrating_moves_a_sequence_that_is_behind_and_says_so(
 
 @pytest.fixture
 def roles(pg_url: str, conn: Any) -> Iterator[Callable[[str], str]]:
-    """Makes a role with a part, and tells the URL that logs it in."""
+    """Return a function that creates a role with a part and returns its URL."""
     made: list[sql.Identifier] = []
 
     def make(part: str) -> str:
@@ -790,7 +790,7 @@ def roles(pg_url: str, conn: Any) -> Iterator[Callable[[str], str]]:
         conn.execute(sql.SQL("drop owned by {}; drop role {}").format(role, role))
 
 
-def test_a_worker_moves_the_sequence_on_without_the_right_to_set_it(
+def test_a_worker_moves_the_sequence_without_the_right_to_set_it(
     roles: Callable[[str], str], store: PostgresStore, conn: Any
 ) -> None:
     insert(conn, 2_500_000)
@@ -803,7 +803,7 @@ def test_a_worker_moves_the_sequence_on_without_the_right_to_set_it(
     assert store.enqueue([NewJob("note")])[0] == 2_500_001
 
 
-def test_a_producer_passes_ids_in_use_over(roles: Callable[[str], str], store: PostgresStore, conn: Any) -> None:
+def test_a_producer_skips_ids_in_use(roles: Callable[[str], str], store: PostgresStore, conn: Any) -> None:
     old = ended(store)
     set_back(conn)
     producer = PostgresStore(parse_url(roles("producer"), application="pgcron role"), rings=False)
@@ -816,7 +816,7 @@ def test_a_producer_passes_ids_in_use_over(roles: Callable[[str], str], store: P
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_producer_gives_up_ids_in_stock_that_the_sequence_was_set_back_behind(
+def test_a_producer_discards_stocked_ids_that_are_ahead_of_the_sequence(
     roles: Callable[[str], str], conn: Any, count: int
 ) -> None:
     producer = PostgresStore(parse_url(roles("producer"), application="pgcron role"), rings=False)
@@ -831,7 +831,7 @@ def test_a_producer_gives_up_ids_in_stock_that_the_sequence_was_set_back_behind(
     assert [row[0] for row in everything(conn)] == ids
 
 
-def test_a_repeat_after_a_failover_gives_up_ids_that_the_new_server_has_not_drawn(
+def test_a_repeat_after_a_failover_discards_ids_that_the_new_server_has_not_drawn(
     roles: Callable[[str], str], conn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = PostgresStore(parse_url(roles("producer"), application="pgcron role"), rings=False)
@@ -840,7 +840,7 @@ def test_a_repeat_after_a_failover_gives_up_ids_that_the_new_server_has_not_draw
 
     def fail_over(*given: Any) -> bool:
         monkeypatch.undo()
-        # The server that takes over lacks what was drawn last.
+        # The new primary lacks the last ids that were drawn.
         set_back(conn)
         raise DatabaseUnavailable("the server is gone")
 
@@ -853,7 +853,7 @@ def test_a_repeat_after_a_failover_gives_up_ids_that_the_new_server_has_not_draw
     assert job_id <= lost[-1]
 
 
-def test_roles_that_were_allowed_before_the_migration_go_on(empty_pg_url: str) -> None:
+def test_roles_allowed_before_the_migration_keep_working(empty_pg_url: str) -> None:
     where = parse_url(empty_pg_url, application="pgcron test")
     migrate(where, to=4)
     with psycopg.connect(empty_pg_url, autocommit=True) as conn:

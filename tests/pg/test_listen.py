@@ -1,4 +1,4 @@
-"""The listener: proves that it can hear, heals itself, and holds nobody up."""
+"""The listener: it tests itself, reconnects, and does not block the worker."""
 
 import logging
 import select
@@ -39,7 +39,7 @@ def a_listener(url: str, send: Callable[[str], None], schema: str = "pgcron") ->
 
 @pytest.fixture
 def listener(pg_url: str, store: PostgresStore) -> Iterator[Listener]:
-    """One that is live, and has nothing left to hear."""
+    """Return a live listener with no notifications left to read."""
     with a_listener(pg_url, store.notify) as listener:
         eventually(lambda: turned(listener).is_live)
         listener.step()
@@ -79,7 +79,7 @@ def end_backends(url: str, application: str = "the listener") -> None:
     eventually(lambda: not backends(url, application))
 
 
-def test_it_is_relied_on_only_after_it_has_heard_itself(pg_url: str) -> None:
+def test_it_is_live_only_after_it_has_received_its_own_notification(pg_url: str) -> None:
     sent: list[str] = []
     with a_listener(pg_url, sent.append) as listener:
         condition_after_steps(listener, "unproven")
@@ -98,7 +98,7 @@ def test_a_new_connection_counts_as_a_ring(pg_url: str, store: PostgresStore) ->
         assert eventually(lambda: has_rung(listener))
 
 
-def test_it_hears_the_bell_once_it_is_rung(listener: Listener, store: PostgresStore) -> None:
+def test_a_ring_is_received(listener: Listener, store: PostgresStore) -> None:
     store.ring()
 
     assert eventually(lambda: has_rung(listener))
@@ -117,12 +117,12 @@ def test_a_ring_ends_a_sleep_on_its_socket(listener: Listener, store: PostgresSt
     assert poller.poll(10_000)
 
 
-def test_a_ring_that_came_with_something_else_is_not_left_lying(listener: Listener, store: PostgresStore) -> None:
-    # Taken in by psycopg while a statement ran on the same connection: the socket is silent afterwards.
-    assert listener._link is not None
+def test_a_ring_received_during_a_statement_is_not_lost(listener: Listener, store: PostgresStore) -> None:
+    # psycopg reads it while a statement runs on the same connection: the socket has no data afterwards.
+    assert listener._connection is not None
     store.ring()
     eventually(lambda: backends_wrote(listener))
-    listener._link.alone("select 1")
+    listener._connection.autocommit("select 1")
 
     assert has_rung(listener)
 
@@ -135,7 +135,7 @@ def backends_wrote(listener: Listener) -> bool:
     return bool(poller.poll(0))
 
 
-def test_the_schema_decides_which_bell_it_hears(pg_url: str, store: PostgresStore) -> None:
+def test_it_receives_only_the_rings_of_its_schema(pg_url: str, store: PostgresStore) -> None:
     with a_listener(pg_url, store.notify, schema="elsewhere") as listener:
         condition_after_steps(listener, "live")
         listener.step()
@@ -147,7 +147,7 @@ def test_the_schema_decides_which_bell_it_hears(pg_url: str, store: PostgresStor
 
 
 @pytest.mark.row(111)
-def test_the_longest_schema_name_still_makes_channels_that_postgres_does_not_cut(
+def test_channels_of_the_longest_schema_name_are_not_truncated(
     pg_url: str, store: PostgresStore
 ) -> None:
     with a_listener(pg_url, store.notify, schema="s" * 40) as listener:
@@ -159,7 +159,7 @@ def test_the_longest_schema_name_still_makes_channels_that_postgres_does_not_cut
 @pytest.mark.row(112)
 @pytest.mark.parametrize("payload", ["", "drop table pgcron.jobs", "\N{SNOWMAN}" * 2000])
 @pytest.mark.row("S19")
-def test_what_a_stranger_sends_means_no_more_than_look(listener: Listener, pg_url: str, payload: str) -> None:
+def test_a_notification_of_another_role_only_causes_a_poll(listener: Listener, pg_url: str, payload: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("select pg_notify('pgcron', %s)", [payload])
 
@@ -168,7 +168,7 @@ def test_what_a_stranger_sends_means_no_more_than_look(listener: Listener, pg_ur
 
 
 @pytest.mark.row(113)
-def test_many_rings_of_one_transaction_are_one_look(listener: Listener, pg_url: str) -> None:
+def test_many_rings_of_one_transaction_cause_one_poll(listener: Listener, pg_url: str) -> None:
     with psycopg.connect(pg_url) as conn:
         for _ in range(100):
             conn.execute("select pgcron.ring()")
@@ -179,25 +179,25 @@ def test_many_rings_of_one_transaction_are_one_look(listener: Listener, pg_url: 
 
 @pytest.mark.row(42)
 @pytest.mark.row(105)
-def test_a_lost_connection_comes_back_and_counts_as_a_ring(
+def test_a_lost_connection_is_replaced_and_counts_as_a_ring(
     listener: Listener, store: PostgresStore, pg_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     end_backends(pg_url)
     condition_after_steps(listener, "down")
 
-    # Nobody hears this one. The new connection is what finds its job.
+    # This ring is not received. The new connection counts as a ring, so its job is found.
     store.enqueue([NewJob("lost", "{}")])
 
     assert eventually(lambda: has_rung(listener))
     condition_after_steps(listener, "live")
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert said[0].startswith("not listening, polling until that works again: ")
-    assert said[1] == "listening again"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("not listening, polling until that works again: ")
+    assert messages[1] == "listening again"
 
 
-def test_one_outage_is_one_line_however_long_it_is(
+def test_an_outage_of_any_length_is_logged_once(
     pg_url: str, store: PostgresStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listen, "FIRST_PAUSE", 0.01)
@@ -234,7 +234,7 @@ def test_the_pause_between_tries_never_exceeds_a_second(store: PostgresStore) ->
 
 
 @pytest.mark.row(64)
-def test_refused_logins_of_the_listener_are_repeated_at_growing_distances(pg_url: str, store: PostgresStore) -> None:
+def test_refused_logins_of_the_listener_are_repeated_at_growing_intervals(pg_url: str, store: PostgresStore) -> None:
     host = pg_url.partition("@")[2]
     with a_listener(f"postgresql://postgres:wrong@{host}", store.notify) as listener:
         pauses = []
@@ -248,7 +248,7 @@ def test_refused_logins_of_the_listener_are_repeated_at_growing_distances(pg_url
 
 
 @pytest.mark.row(43)
-def test_a_connection_that_was_lost_without_a_word_is_noticed(
+def test_a_silently_lost_connection_is_detected(
     pg_url: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(listen, "PROOF_EVERY", 0.2)
@@ -263,7 +263,7 @@ def test_a_connection_that_was_lost_without_a_word_is_noticed(
 
 
 @pytest.mark.row(49)
-def test_a_host_that_does_not_answer_holds_nobody_up(
+def test_a_host_that_does_not_answer_does_not_block_the_worker(
     pg_url: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listen, "DIAL_SECONDS", 1.0)
@@ -289,7 +289,7 @@ def test_a_host_that_does_not_answer_holds_nobody_up(
 def test_an_idle_timeout_does_not_end_it_once_it_is_proven(pg_url: str, store: PostgresStore) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         if conn.info.server_version < 140000:
-            pytest.skip("PostgreSQL 14 brought the timeout")
+            pytest.skip("the timeout exists since PostgreSQL 14")
         conn.execute(
             """
             do $$ begin
@@ -307,7 +307,7 @@ def test_an_idle_timeout_does_not_end_it_once_it_is_proven(pg_url: str, store: P
         assert [pid for pid, _ in backends(pg_url)] == [pid for pid, _ in first]
 
 
-def test_it_can_be_asked_to_leave_its_connection_to_others_for_a_while(listener: Listener, pg_url: str) -> None:
+def test_rest_closes_the_connection_for_a_while(listener: Listener, pg_url: str) -> None:
     listener.rest(60)
 
     eventually(lambda: not backends(pg_url))
@@ -316,7 +316,7 @@ def test_it_can_be_asked_to_leave_its_connection_to_others_for_a_while(listener:
     assert 50 < wait <= 60
 
 
-def test_closed_while_it_connects_it_leaves_nothing_behind(pg_url: str, store: PostgresStore) -> None:
+def test_closing_during_an_attempt_to_connect_leaves_no_connection(pg_url: str, store: PostgresStore) -> None:
     with Proxy(pg_url) as proxy:
         proxy.delay = 0.1
         with a_listener(proxy.url, store.notify) as listener:
@@ -327,7 +327,7 @@ def test_closed_while_it_connects_it_leaves_nothing_behind(pg_url: str, store: P
         eventually(lambda: proxy.connections == 0)
 
 
-def test_what_it_cannot_send_it_cannot_prove(pg_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_test_notification_ends_the_connection(pg_url: str, caplog: pytest.LogCaptureFixture) -> None:
     def send(channel: str) -> None:
         raise DatabaseUnavailable("the server's notify queue is filling up")
 
@@ -339,15 +339,15 @@ def test_what_it_cannot_send_it_cannot_prove(pg_url: str, caplog: pytest.LogCapt
     assert caplog.text.count("the server's notify queue is filling up") == 1
 
 
-def test_a_statement_of_its_own_that_hangs_can_be_ended_from_another_thread(listener: Listener) -> None:
-    connection = listener._link
+def test_a_hanging_statement_can_be_cut_from_another_thread(listener: Listener) -> None:
+    connection = listener._connection
     assert connection is not None
     assert listener.busy_seconds == 0.0
     ended: list[str] = []
 
     def hang() -> None:
         try:
-            connection.alone("select pg_sleep(2)")
+            connection.autocommit("select pg_sleep(2)")
         except DatabaseUnavailable as error:
             ended.append(str(error))
 

@@ -1,4 +1,4 @@
-"""Names that the system's resolver takes long to look up, or for ever: connecting ends, and a slow answer is used."""
+"""Host names that take the resolver long, or forever: connecting ends in time, and a late answer is used."""
 
 import socket
 import threading
@@ -16,7 +16,7 @@ from pgcron_lite.pg.url import parse_url
 
 
 class Resolver:
-    """The system's resolver, which answers when it is told to."""
+    """A resolver that answers when the test lets it."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()
@@ -38,7 +38,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 
 
 @pytest.mark.row(49)
-def test_a_name_that_is_not_resolved_ends_the_attempt_and_the_next_one_waits_for_the_same_answer(
+def test_a_slow_look_up_ends_the_attempt_and_the_next_one_waits_for_it(
     pg_url: str, resolver: Resolver
 ) -> None:
     url = pg_url.replace("@127.0.0.1:", "@localhost:")
@@ -56,10 +56,10 @@ def test_a_name_that_is_not_resolved_ends_the_attempt_and_the_next_one_waits_for
 
 
 @pytest.mark.row(49)
-def test_under_gevent_too_in_the_hub_and_beside_it(pg_url: str) -> None:
+def test_look_ups_work_under_gevent_inside_and_outside_the_hub(pg_url: str) -> None:
     url = pg_url.replace("@127.0.0.1:", "@localhost:")
 
-    said = python(
+    output = python(
         """
         from gevent import monkey
         monkey.patch_all()
@@ -96,7 +96,7 @@ def test_under_gevent_too_in_the_hub_and_beside_it(pg_url: str) -> None:
         timeout=120,
     )
 
-    assert said.splitlines() == ["True True True", "connected connected"]
+    assert output.splitlines() == ["True True True", "connected connected"]
 
 
 @pytest.mark.parametrize(

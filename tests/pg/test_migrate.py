@@ -1,4 +1,4 @@
-"""The schema: how it comes to be, what refuses to work without it, and what its tables do not take."""
+"""The schema: migrations, what refuses to work without it, and what its tables refuse."""
 
 import logging
 import subprocess
@@ -43,8 +43,8 @@ def numbers() -> list[int]:
     return [m.number for m in migrate.migrations()]
 
 
-def anatomy(conn: "psycopg.Connection[Any]", schema: str = "pgcron") -> list[tuple[Any, ...]]:
-    """Everything that a schema consists of, in words, under the name `pgcron`."""
+def description(conn: "psycopg.Connection[Any]", schema: str = "pgcron") -> list[tuple[Any, ...]]:
+    """Return everything that a schema consists of, as texts, with its name replaced by `pgcron`."""
     rows = conn.execute(
         """
         select 'column', c.table_name, c.column_name, c.data_type, c.is_nullable, c.column_default
@@ -84,14 +84,14 @@ def test_a_fresh_database_gets_every_migration_in_order(where: DatabaseUrl) -> N
 
 def test_migrating_again_does_nothing(where: DatabaseUrl, conn: Any) -> None:
     migrate.migrate(where)
-    before = anatomy(conn)
+    before = description(conn)
 
     assert migrate.migrate(where) == []
 
-    assert anatomy(conn) == before
+    assert description(conn) == before
 
 
-def test_migrating_may_stop_at_a_number_and_go_on_from_there(where: DatabaseUrl, conn: Any) -> None:
+def test_migrating_may_stop_at_a_number_and_continue_from_it(where: DatabaseUrl, conn: Any) -> None:
     assert [m.number for m in migrate.migrate(where, to=1)] == [1]
     assert migrate.migrate(where, to=1) == []
     assert [m.number for m in migrate.migrate(where)] == numbers()[1:]
@@ -121,10 +121,10 @@ def test_of_two_migrators_at_once_each_step_is_done_by_one(where: DatabaseUrl, e
     assert migrate.state(where).refusal("pgcron") is None
 
 
-def test_a_migration_waits_for_locks_in_small_portions(
+def test_a_migration_retries_its_wait_for_locks(
     where: DatabaseUrl, conn: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another migrator is at it: this one gives up its place in the queue again and again, then succeeds."""
+    """While another migrates, this one repeatedly leaves the queue for the lock, and succeeds in the end."""
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.1)
     caplog.set_level(logging.INFO)
     migrate.migrate(where, to=1)
@@ -138,7 +138,7 @@ def test_a_migration_waits_for_locks_in_small_portions(
         assert [m.number for m in applied.result(timeout=30)] == numbers()[1:]
 
 
-def test_a_schema_that_another_migrator_is_making_is_waited_for(
+def test_a_migration_waits_for_another_that_creates_the_schema(
     where: DatabaseUrl, conn: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.1)
@@ -156,7 +156,7 @@ def test_a_schema_that_another_migrator_is_making_is_waited_for(
 
 
 @pytest.mark.row("S19")
-def test_no_lock_of_a_role_that_only_reads_keeps_a_migration_from_being_applied(
+def test_a_role_that_only_reads_cannot_block_a_migration(
     where: DatabaseUrl, conn: Any, empty_pg_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.1)
@@ -165,7 +165,7 @@ def test_no_lock_of_a_role_that_only_reads_keeps_a_migration_from_being_applied(
     migrate.migrate(where)
     conn.execute(sql.SQL("create role {} login password 'secret'").format(role))
     conn.execute("select pgcron.allow(%s, 'reader')", [role.as_string().strip('"')])
-    # So far behind that the sequence is set, and not moved on id by id.
+    # So far behind that the sequence is set, and not advanced id by id.
     conn.execute("insert into pgcron.jobs (id, task) values (3000000, 'add')")
     more = migrate.Migration(numbers()[-1] + 1, "more", "create table pgcron.more ();")
     every = [*migrate.migrations(), more]
@@ -184,7 +184,7 @@ def test_no_lock_of_a_role_that_only_reads_keeps_a_migration_from_being_applied(
     assert [m.name for m in applied] == ["more"]
 
 
-def test_a_table_lock_that_others_hold_does_not_stop_everybody_else(
+def test_a_migration_that_waits_for_a_table_does_not_block_others(
     where: DatabaseUrl, conn: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.1)
@@ -196,7 +196,7 @@ def test_a_table_lock_that_others_hold_does_not_stop_everybody_else(
         conn.execute("select from pgcron.jobs")
         applied = pool.submit(migrate.migrate, where)
         eventually(lambda: caplog.text.count("waits for a lock that others hold") >= 2)
-        # Between two tries nobody stands in line, so that others read on.
+        # Between two tries nothing waits for the lock, so that others can read.
         eventually(lambda: _may_read(where))
         conn.execute("select from pgcron.jobs")
     assert [m.name for m in applied.result(timeout=30)] == ["more"]
@@ -211,7 +211,7 @@ def _may_read(where: DatabaseUrl) -> bool:
     return True
 
 
-def test_a_migration_that_fails_leaves_nothing_of_it(where: DatabaseUrl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_is_rolled_back(where: DatabaseUrl, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate.migrate(where, to=1)
     known = migrate.migrations()
     broken = migrate.Migration(2, "broken", "create table pgcron.half (); select 1 / 0;")
@@ -225,7 +225,7 @@ def test_a_migration_that_fails_leaves_nothing_of_it(where: DatabaseUrl, monkeyp
         assert conn.execute("select to_regclass('pgcron.half')").fetchone() == (None,)
 
 
-def test_a_role_that_may_not_migrate_is_told_so(where: DatabaseUrl, conn: Any) -> None:
+def test_a_role_that_may_not_migrate_is_refused(where: DatabaseUrl, conn: Any) -> None:
     conn.execute("drop role if exists test_nobody; create role test_nobody login password 'secret'")
     try:
         login = psycopg.conninfo.make_conninfo(where.conninfo, user="test_nobody", password="secret")
@@ -242,7 +242,7 @@ def test_a_role_that_may_not_migrate_is_told_so(where: DatabaseUrl, conn: Any) -
 # Names of schemas
 
 
-def test_two_apps_in_one_database_see_their_own_jobs_and_hear_their_own_bells(where: DatabaseUrl) -> None:
+def test_two_apps_in_one_database_have_separate_jobs_and_doorbells(where: DatabaseUrl) -> None:
     stores = {}
     for schema in ("shop", "blog"):
         migrate.migrate(where, schema)
@@ -263,15 +263,15 @@ def test_two_apps_in_one_database_see_their_own_jobs_and_hear_their_own_bells(wh
         thing.close()
 
 
-def test_the_anatomy_is_the_same_under_any_name(where: DatabaseUrl, conn: Any) -> None:
+def test_the_schema_is_the_same_under_any_name(where: DatabaseUrl, conn: Any) -> None:
     migrate.migrate(where)
     migrate.migrate(where, "shop")
 
-    assert anatomy(conn, "shop") == anatomy(conn)
+    assert description(conn, "shop") == description(conn)
 
 
 @pytest.mark.parametrize("schema", ["jobs", "history", "text", "set", "job", "a", "_x", "x" * 40, "queue"])
-def test_a_name_that_means_something_elsewhere_does_no_harm(where: DatabaseUrl, schema: str) -> None:
+def test_a_schema_may_have_the_name_of_a_table_or_keyword(where: DatabaseUrl, schema: str) -> None:
     migrate.migrate(where, schema)
     store = PostgresStore(where, schema)
     store.check_schema()
@@ -310,7 +310,7 @@ def test_a_reserved_word_is_refused(where: DatabaseUrl, schema: str) -> None:
 @pytest.mark.row("S8")
 @pytest.mark.row("S9")
 @pytest.mark.row("S26")
-def test_a_hostile_name_is_refused_wherever_it_comes_in(where: DatabaseUrl, schema: str) -> None:
+def test_a_malicious_schema_name_is_refused_everywhere(where: DatabaseUrl, schema: str) -> None:
     for enter in (
         lambda: migrate.migrate(where, schema),
         lambda: migrate.state(where, schema),
@@ -322,11 +322,11 @@ def test_a_hostile_name_is_refused_wherever_it_comes_in(where: DatabaseUrl, sche
             enter()
 
 
-# A schema that does not fit
+# A schema with another number
 
 
 @pytest.mark.row(79)
-def test_a_missing_schema_is_named_with_the_command_that_helps(where: DatabaseUrl) -> None:
+def test_a_missing_schema_is_reported_with_the_command_to_run(where: DatabaseUrl) -> None:
     store = PostgresStore(where)
 
     with pytest.raises(SchemaMismatch, match=r"'pgcron' is not there yet\. Run: pgcron migrate$"):
@@ -337,7 +337,7 @@ def test_a_missing_schema_is_named_with_the_command_that_helps(where: DatabaseUr
 
 
 @pytest.mark.row(79)
-def test_an_older_schema_is_named_with_the_command_that_helps(where: DatabaseUrl) -> None:
+def test_an_older_schema_is_reported_with_the_command_to_run(where: DatabaseUrl) -> None:
     migrate.migrate(where, to=1)
     store = PostgresStore(where)
 
@@ -348,7 +348,7 @@ def test_an_older_schema_is_named_with_the_command_that_helps(where: DatabaseUrl
 
 @pytest.mark.row(79)
 @pytest.mark.row(126)
-def test_a_newer_schema_is_refused_only_when_it_says_so(where: DatabaseUrl, conn: Any) -> None:
+def test_a_newer_schema_is_refused_only_if_it_requires_newer_code(where: DatabaseUrl, conn: Any) -> None:
     migrate.migrate(where)
     store = PostgresStore(where)
     newest = numbers()[-1]
@@ -373,23 +373,23 @@ def test_the_oldest_code_is_read_from_the_file_and_is_its_own_number_otherwise()
 # The script
 
 
-def test_the_script_makes_the_same_schema_without_us(where: DatabaseUrl, conn: Any) -> None:
+def test_the_script_creates_the_same_schema(where: DatabaseUrl, conn: Any) -> None:
     migrate.migrate(where)
 
     conn.execute(migrate.script("by_hand"))
 
-    assert anatomy(conn, "by_hand") == anatomy(conn)
+    assert description(conn, "by_hand") == description(conn)
     assert migrate.state(where, "by_hand").refusal("by_hand") is None
     assert migrate.migrate(where, "by_hand") == []
 
 
-def test_the_script_goes_on_from_where_a_database_is(where: DatabaseUrl, conn: Any) -> None:
+def test_the_script_continues_from_the_number_of_a_database(where: DatabaseUrl, conn: Any) -> None:
     migrate.migrate(where, "reference")
     migrate.migrate(where, to=1)
 
     conn.execute(migrate.script(since=1))
 
-    assert anatomy(conn) == anatomy(conn, "reference")
+    assert description(conn) == description(conn, "reference")
 
 
 def test_reading_the_script_needs_no_database() -> None:
@@ -409,7 +409,7 @@ def test_the_script_runs_through_psql(empty_pg_url: str, where: DatabaseUrl, pg_
     assert migrate.state(where).refusal("pgcron") is None
 
 
-# What the catalogue says
+# The catalogue
 
 
 def test_every_function_pins_its_search_path_and_none_runs_as_its_owner(where: DatabaseUrl, conn: Any) -> None:
@@ -421,7 +421,7 @@ def test_every_function_pins_its_search_path_and_none_runs_as_its_owner(where: D
 
     assert functions
     for name, config, is_definer in functions:
-        # These two are inlined, and name what they call in full.
+        # These two are inlined, and qualify the names they call.
         assert config == (None if name in ("clock", "refusal") else ["search_path=pg_catalog, pg_temp"]), name
         assert is_definer is False, name
 
@@ -480,7 +480,7 @@ RUNNING = {
     ids=str,
 )
 @pytest.mark.row(120)
-def test_a_row_that_cannot_be_is_refused(pg_url: str, wrong: dict[str, Any]) -> None:
+def test_an_invalid_row_is_refused(pg_url: str, wrong: dict[str, Any]) -> None:
     insert = sql.SQL("insert into pgcron.jobs ({}) values ({})").format(
         sql.SQL(", ").join(map(sql.Identifier, ROW)), sql.SQL(", ").join(map(sql.Placeholder, ROW))
     )
@@ -492,7 +492,7 @@ def test_a_row_that_cannot_be_is_refused(pg_url: str, wrong: dict[str, Any]) -> 
 
 
 @pytest.mark.row(75)
-def test_ids_go_beyond_what_four_bytes_and_a_float_hold(pg_url: str) -> None:
+def test_ids_exceed_four_bytes_and_the_precision_of_a_float(pg_url: str) -> None:
     store = PostgresStore(parse_url(pg_url, application="pgcron ids"))
     with psycopg.connect(pg_url, autocommit=True) as conn:
         for last in (2**31 - 2, 2**53 - 2):
@@ -509,7 +509,7 @@ def test_ids_go_beyond_what_four_bytes_and_a_float_hold(pg_url: str) -> None:
 
 @pytest.mark.row(126)
 def test_an_older_producer_and_a_newer_one_share_a_schema(pg_url: str) -> None:
-    """Today there is one generation; what an old caller sends, the first parameters alone, keeps working."""
+    """A call of an older producer, which passes only the first parameters, keeps working."""
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("select pgcron.enqueue('add')")
         conn.execute("select pgcron.enqueue(task => 'add', args => '[1]', queue => 'q', priority => 2)")

@@ -1,4 +1,4 @@
-"""A schema that another role has made: what reads, migrates or checks health refuses it before anything in it runs."""
+"""A schema that another role has created: it is refused by every command before anything in it runs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from pgcron_lite.pg import connection, migrate
 from pgcron_lite.pg.store import PostgresStore
 from pgcron_lite.pg.url import DatabaseUrl, parse_url
 
-# Whoever reads the view notes the role whose rights it had.
+# The view records the role that reads it.
 TRAP = """
     create schema pgcron;
     grant usage on schema pgcron to public;
@@ -98,7 +98,7 @@ DOORS: dict[str, Callable[[DatabaseUrl], Any]] = {
 
 @pytest.mark.parametrize("who", ["superuser", "deploy"])
 @pytest.mark.parametrize("door", DOORS)
-def test_a_view_in_the_place_of_a_table_is_not_read(stage: Stage, door: str, who: str) -> None:
+def test_a_view_in_place_of_a_table_is_not_read(stage: Stage, door: str, who: str) -> None:
     stage.as_mallory(TRAP)
 
     with pytest.raises(ConfigError, match=r"the schema 'pgcron' is owned by '.* mallory', whom"):
@@ -107,8 +107,8 @@ def test_a_view_in_the_place_of_a_table_is_not_read(stage: Stage, door: str, who
     assert stage.caught == []
 
 
-def test_the_trap_works_where_nothing_looks_at_the_owner(stage: Stage) -> None:
-    """Or the tests above would test nothing."""
+def test_the_view_is_read_where_the_owner_is_not_checked(stage: Stage) -> None:
+    """Check the view itself: otherwise the tests above would test nothing."""
     stage.as_mallory(TRAP)
 
     stage.boss.execute("select * from pgcron.migrations")
@@ -117,7 +117,7 @@ def test_the_trap_works_where_nothing_looks_at_the_owner(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("migrate", "--check"), ("health",), ("jobs", "list")])
-def test_commands_say_whose_schema_it_is(stage: Stage, run: Run, words: tuple[str, ...]) -> None:
+def test_commands_name_the_owner_of_the_schema(stage: Stage, run: Run, words: tuple[str, ...]) -> None:
     stage.as_mallory(TRAP)
 
     answer = run(*words, url=stage.url)
@@ -127,8 +127,8 @@ def test_commands_say_whose_schema_it_is(stage: Stage, run: Run, words: tuple[st
     assert stage.caught == []
 
 
-def test_the_role_that_runs_jobs_is_told_to_migrate_by_the_url_of_the_owner(stage: Stage, run: Run) -> None:
-    """And not to drop the schema, which holds its jobs."""
+def test_the_role_of_the_worker_is_referred_to_the_owner_for_migrating(stage: Stage, run: Run) -> None:
+    """It must not be told to drop the schema, which holds its jobs."""
     assert run("migrate", url=stage.deploy).returncode == 0
     worker = stage.roles[0]
     with psycopg.connect(stage.deploy, autocommit=True) as conn:
@@ -146,7 +146,7 @@ def test_the_script_checks_by_itself_in_each_of_its_transactions(stage: Stage, s
     stage.as_mallory(TRAP)
     refusals = 0
 
-    # As a client that goes on after an error.
+    # As a client that continues after an error.
     with psycopg.connect(stage.url, autocommit=True) as conn:
         transactions = migrate.script("pgcron", since).split("\ncommit;")[:-1]
         for transaction in transactions:
@@ -168,7 +168,7 @@ def test_the_script_checks_by_itself_in_each_of_its_transactions(stage: Stage, s
         ("create materialized view pgcron.jobs as select 1 as id", "'jobs' of another kind"),
     ],
 )  # fmt: skip
-def test_a_schema_of_ones_own_with_parts_of_another_kind_is_refused(stage: Stage, parts: str, words: str) -> None:
+def test_a_trusted_schema_with_objects_of_another_kind_is_refused(stage: Stage, parts: str, words: str) -> None:
     stage.boss.execute(f"create schema pgcron; {parts}".encode())
 
     for door in DOORS.values():
@@ -176,7 +176,7 @@ def test_a_schema_of_ones_own_with_parts_of_another_kind_is_refused(stage: Stage
             door(by(stage.url))
 
 
-def test_a_function_of_another_role_in_a_right_schema_is_not_called(stage: Stage) -> None:
+def test_a_function_of_another_role_in_a_trusted_schema_is_not_called(stage: Stage) -> None:
     migrate.migrate(by(stage.url))
     stage.boss.execute(
         sql.SQL("grant create, usage on schema pgcron to {}").format(sql.Identifier(stage.roles[0]))
@@ -202,7 +202,7 @@ def test_a_schema_with_objects_of_others_is_not_taken_over(stage: Stage) -> None
 
 
 @pytest.mark.parametrize("schema", ["public", "information_schema"])
-def test_a_schema_that_others_share_is_refused_by_its_name(stage: Stage, run: Run, schema: str) -> None:
+def test_a_shared_schema_is_refused_by_its_name(stage: Stage, run: Run, schema: str) -> None:
     with pytest.raises(ConfigError, match="belongs to others as well"):
         Settings().with_values({"schema": schema}, "PgCron")
     with pytest.raises(ConfigError, match="belongs to others as well"):
@@ -214,7 +214,7 @@ def test_a_schema_that_others_share_is_refused_by_its_name(stage: Stage, run: Ru
 
 
 @pytest.mark.parametrize("owner", ["deploy", "superuser", "database owner"])
-def test_an_empty_schema_prepared_for_us_is_fine(stage: Stage, owner: str) -> None:
+def test_an_empty_schema_created_for_us_is_accepted(stage: Stage, owner: str) -> None:
     deploy = sql.Identifier(stage.roles[1])
     stage.boss.execute("create schema pgcron")
     stage.boss.execute(sql.SQL("grant usage, create on schema pgcron to {}").format(deploy))
@@ -225,7 +225,7 @@ def test_an_empty_schema_prepared_for_us_is_fine(stage: Stage, owner: str) -> No
     checks_schema(by(stage.deploy))
 
 
-def test_a_role_that_cannot_create_schemas_uses_that_of_the_role_which_allowed_it(stage: Stage) -> None:
+def test_a_role_that_cannot_create_schemas_uses_that_of_another_owner(stage: Stage) -> None:
     migrate.migrate(by(stage.deploy))
     mallory = sql.Identifier(stage.roles[0])
     stage.boss.execute(

@@ -1,7 +1,6 @@
-"""The shape of the hot statements: which index serves them, and how much they read with a full table behind them.
+"""Plans of the frequent statements: the index they use, and how much they read from a full table.
 
-The plans are those of the statements the store really sends, each run under EXPLAIN ANALYZE by a store that differs in
-nothing else.
+The store sends its own statements, and differs only in that it puts EXPLAIN ANALYZE in front of each.
 """
 
 import json
@@ -25,8 +24,8 @@ ME, CLAIM = uuid.UUID(int=1), uuid.UUID(int=2)
 FUTURE = 200_000
 
 
-class ExplainingLink(Connection):
-    """Runs every statement as it is, and keeps its plan instead of its rows."""
+class ExplainingConnection(Connection):
+    """A connection that runs every statement under EXPLAIN ANALYZE, and keeps its plan instead of its rows."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -38,28 +37,28 @@ class ExplainingLink(Connection):
         return []
 
     @contextmanager
-    def asking(self, query: LiteralString, values: Values) -> Iterator[Answer]:
+    def sending(self, query: LiteralString, values: Values) -> Iterator[Answer]:
         yield Answer(1, lambda: [(0.0,)])
         self.rows(query, values)
 
 
 class ExplainingStore(PostgresStore):
-    """A store on one such link."""
+    """A store on one such connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.connection = ExplainingLink(self.address, self.schema)
+        self.connection = ExplainingConnection(self.address, self.schema)
         self.pool = Pool(lambda: self.connection, 1)
 
     @property
     def plan(self) -> dict[str, Any]:
-        """That of the last statement."""
+        """The plan of the last statement."""
         return self.connection.plans[-1]
 
 
 @pytest.fixture(scope="module")
 def full_url(databases: Any) -> Iterator[str]:
-    """200 000 jobs of a higher priority that are not due yet, and a hundred in each of two queues that are."""
+    """Create 200,000 deferred jobs of a higher priority, and a hundred due ones in each of two queues."""
     url = databases.create(databases.template)
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(
@@ -83,7 +82,7 @@ def full_url(databases: Any) -> Iterator[str]:
 
 @pytest.fixture(params=["analyzed", "fresh"])
 def full(full_url: str, request: pytest.FixtureRequest) -> Iterator[ExplainingStore]:
-    """A store on the full table, with the planner's statistics and with those of an empty table."""
+    """Return a store on the full table, with the planner's statistics and with those of an empty table."""
     with psycopg.connect(full_url, autocommit=True) as conn:
         if request.param == "analyzed":
             conn.execute("vacuum analyze pgcron.jobs")
@@ -99,14 +98,14 @@ def full(full_url: str, request: pytest.FixtureRequest) -> Iterator[ExplainingSt
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every node of a plan."""
+    """Yield every node of a plan."""
     yield plan
     for child in plan.get("Plans", []):
         yield from nodes(child)
 
 
 def rows_read(plan: dict[str, Any]) -> float:
-    """Rows that the statement took from the table of jobs, thrown away or not."""
+    """Return the number of rows read from the table of jobs, including those removed by a filter."""
     return sum(
         (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
         for node in nodes(plan)
@@ -115,7 +114,7 @@ def rows_read(plan: dict[str, Any]) -> float:
 
 
 def pages(plan: dict[str, Any]) -> int:
-    """Pages touched, those inside of functions included."""
+    """Return the number of pages read, including those read by functions."""
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
@@ -127,13 +126,13 @@ def shown(plan: dict[str, Any]) -> str:
     return json.dumps(plan, indent=1)
 
 
-def test_the_claim_reads_what_it_takes_whatever_lies_before_it(full: ExplainingStore) -> None:
+def test_the_claim_reads_only_what_it_takes(full: ExplainingStore) -> None:
     full.claim(ME, CLAIM, ["*"], ["add"], 10)
 
     plan = full.plan
     assert not [n for n in nodes(plan) if n["Node Type"] in ("Seq Scan",) and n.get("Relation Name") == "jobs"]
     assert "jobs_waiting" in indexes(plan), shown(plan)
-    # Ten from each of the two queues of the best priority that has any, and the ten that are updated.
+    # Ten from each of the two queues of the highest priority with due jobs, and the ten that are updated.
     assert rows_read(plan) <= 40, shown(plan)
     assert all(n["Actual Rows"] <= 20 for n in nodes(plan) if "Sort" in n["Node Type"]), shown(plan)
     assert pages(plan) < 600, shown(plan)
@@ -146,18 +145,18 @@ def test_the_claim_reads_what_it_takes_whatever_lies_before_it(full: ExplainingS
         )
 
 
-def test_next_due_is_one_descent_for_each_level(full: ExplainingStore) -> None:
+def test_next_due_reads_one_row_of_each_level(full: ExplainingStore) -> None:
     with pytest.raises(IndexError):
         full.next_due(["*"], ["add"])
 
     plan = full.plan
     assert "jobs_waiting" in indexes(plan)
     assert rows_read(plan) <= 4, shown(plan)
-    # Most of them are of the catalogue, which a fresh session reads once.
+    # Most of them are pages of the catalogue, which a new session reads once.
     assert pages(plan) < 300, shown(plan)
 
 
-def test_looking_for_a_suspect_reads_the_suspects_alone(full: ExplainingStore) -> None:
+def test_claiming_a_suspect_reads_only_suspects(full: ExplainingStore) -> None:
     full.claim_suspect(ME, CLAIM, ["*"], ["add"])
 
     assert "jobs_suspect" in indexes(full.plan), shown(full.plan)
@@ -165,18 +164,18 @@ def test_looking_for_a_suspect_reads_the_suspects_alone(full: ExplainingStore) -
     assert pages(full.plan) < 50
 
 
-def test_settling_reads_the_jobs_it_settles(full: ExplainingStore) -> None:
+def test_settling_reads_only_the_jobs_it_settles(full: ExplainingStore) -> None:
     for state in ("done", "queued"):
         full.settle([Outcome(n, CLAIM, state, delay=1.0) for n in range(1, 51)])  # type: ignore[arg-type]
 
-    # The end of claims, the question who had ended what was not ours, and the return of jobs.
+    # The end of claims, the check of those that were not ours, and the return of jobs to the queue.
     assert len(full.connection.plans) == 3
     for plan in full.connection.plans:
         assert rows_read(plan) <= 50, shown(plan)
         assert pages(plan) < 400, shown(plan)
 
 
-def test_a_look_reads_what_its_worker_holds_and_tells_it_in_a_word(full: ExplainingStore) -> None:
+def test_the_poll_counts_the_jobs_of_its_worker_by_claim(full: ExplainingStore) -> None:
     with psycopg.connect(full.address.conninfo, autocommit=True) as conn:
         conn.execute(
             "insert into pgcron.jobs (task, state, attempt, claim, worker, claimed_at)"
@@ -193,14 +192,14 @@ def test_a_look_reads_what_its_worker_holds_and_tells_it_in_a_word(full: Explain
     assert rows_read(held) <= 2000 + held.get("Rows Removed by Filter", 0), shown(held)
 
 
-def test_a_reaper_reads_what_the_dead_hold(full: ExplainingStore) -> None:
+def test_a_reap_reads_only_the_jobs_of_dead_workers(full: ExplainingStore) -> None:
     full.reap([(ME, None)])
 
     assert rows_read(full.plan) == 0, shown(full.plan)
     assert pages(full.plan) < 100, shown(full.plan)
 
 
-def test_cancelling_and_looking_up_a_job_read_one_row(full: ExplainingStore) -> None:
+def test_cancelling_and_reading_a_job_read_one_row(full: ExplainingStore) -> None:
     full.cancel(10**12)
     assert rows_read(full.plan) == 0
     full.get(FUTURE // 2)
@@ -209,7 +208,7 @@ def test_cancelling_and_looking_up_a_job_read_one_row(full: ExplainingStore) -> 
 
 @pytest.mark.row(136)
 @pytest.mark.parametrize("states", [["done", "failed", "cancelled"], ["failed", "cancelled"], ["cancelled"]])
-def test_a_history_of_any_length_is_pruned_in_portions_by_its_index(pg_url: str, states: list[str]) -> None:
+def test_pruning_reads_only_what_it_deletes(pg_url: str, states: list[str]) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute(
             """
@@ -237,7 +236,7 @@ def test_a_history_of_any_length_is_pruned_in_portions_by_its_index(pg_url: str,
 
 @pytest.fixture(scope="module")
 def wide_url(databases: Any) -> Iterator[str]:
-    """Jobs of far in the future in 200 queues with 100 priorities each: 20,000 levels."""
+    """Create deferred jobs in 200 queues with 100 priorities each: 20,000 levels."""
     url = databases.create(databases.template)
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(
@@ -252,7 +251,7 @@ def wide_url(databases: Any) -> Iterator[str]:
 
 
 def rows_passed(plan: dict[str, Any]) -> float:
-    """Rows that the nodes of the statement have handed on or thrown away, all together."""
+    """Return the number of rows that all nodes of a plan have returned or removed."""
     return sum(
         (n["Actual Rows"] + n.get("Rows Removed by Filter", 0) + n.get("Rows Removed by Join Filter", 0))
         * n["Actual Loops"]
@@ -261,7 +260,7 @@ def rows_passed(plan: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("verb", ["claim", "next_due", "look"])
-def test_a_look_is_linear_in_the_number_of_levels(wide_url: str, verb: str) -> None:
+def test_the_cost_is_linear_in_the_number_of_levels(wide_url: str, verb: str) -> None:
     store = ExplainingStore(parse_url(wide_url, application="pgcron plans"))
     looks: dict[str, Callable[[], Any]] = {
         "claim": lambda: store.claim(ME, CLAIM, ["*"], ["add"], 10),
@@ -273,7 +272,7 @@ def test_a_look_is_linear_in_the_number_of_levels(wide_url: str, verb: str) -> N
         looks[verb]()
 
     store.close()
-    # Each level a few times, and not each level once for each priority, which would be two million.
+    # A few rows for each level, and not one for each level and priority, which would be two million.
     assert rows_passed(store.plan) < 12 * 20_000, rows_passed(store.plan)
-    # Two descents of the walk, and one of the look.
+    # Two index descents of `levels()`, and one of the statement.
     assert pages(store.plan) < 20 * 20_000, pages(store.plan)

@@ -1,4 +1,4 @@
-"""A few links for many threads: handed out, waited for, cut and closed."""
+"""The pool: taking connections, waiting for them, cutting and closing them."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ def pool(pg_url: str) -> Iterator[Pool]:
     pool.close()
 
 
-def test_the_link_used_last_is_used_next(pool: Pool) -> None:
+def test_the_connection_used_last_is_used_next(pool: Pool) -> None:
     with pool.take() as first:
         pass
 
@@ -28,12 +28,12 @@ def test_the_link_used_last_is_used_next(pool: Pool) -> None:
         assert second is first
 
 
-def test_a_second_caller_gets_a_second_link(pool: Pool) -> None:
+def test_a_second_caller_gets_a_second_connection(pool: Pool) -> None:
     with pool.take() as one, pool.take() as two:
         assert one is not two
 
 
-def test_who_comes_when_all_are_taken_waits_for_one_to_come_back(pool: Pool) -> None:
+def test_a_caller_waits_while_all_connections_are_taken(pool: Pool) -> None:
     taken = threading.Event()
     got: list[Connection] = []
 
@@ -54,13 +54,13 @@ def test_who_comes_when_all_are_taken_waits_for_one_to_come_back(pool: Pool) -> 
 
 
 @pytest.mark.row(52)
-def test_who_waits_in_vain_is_told_what_would_help(pool: Pool) -> None:
+def test_a_wait_that_times_out_names_the_setting_to_change(pool: Pool) -> None:
     with pool.take(), pool.take(), pytest.raises(DatabaseUnavailable, match="PGCRON_CONNECTIONS"):  # noqa: SIM117
         with pool.take(patience=0.05):
             pass
 
 
-def test_a_link_comes_back_even_after_an_error(pool: Pool) -> None:
+def test_a_connection_is_returned_even_after_an_error(pool: Pool) -> None:
     for _ in range(5):
         with pytest.raises(ZeroDivisionError), pool.take():
             raise ZeroDivisionError
@@ -68,14 +68,14 @@ def test_a_link_comes_back_even_after_an_error(pool: Pool) -> None:
     assert len(pool._all) == 1
 
 
-def test_how_long_the_longest_call_has_lasted_is_known_and_it_can_be_cut(pool: Pool) -> None:
+def test_the_duration_of_the_longest_call_is_known_and_it_can_be_cut(pool: Pool) -> None:
     assert pool.busy_seconds == 0.0
     errors: list[BaseException] = []
 
     def hang() -> None:
         with pool.take() as connection:
             try:
-                # The server goes on sleeping when nobody waits for it any more.
+                # The server keeps sleeping after the client has gone.
                 connection.rows("select pg_sleep(3)")
             except DatabaseUnavailable as error:
                 errors.append(error)
@@ -95,7 +95,7 @@ def test_how_long_the_longest_call_has_lasted_is_known_and_it_can_be_cut(pool: P
         assert connection.rows("select 1 as one")[0].one == 1
 
 
-def test_what_is_not_busy_is_not_cut(pool: Pool) -> None:
+def test_an_idle_connection_is_not_cut(pool: Pool) -> None:
     with pool.take() as connection:
         connection.rows("select 1")
         pid = connection.rows("select pg_backend_pid() as pid")[0].pid
@@ -119,8 +119,8 @@ def test_a_new_connection_changes_the_generation(pool: Pool) -> None:
 
 
 @pytest.mark.row(27)
-def test_a_forked_child_has_links_of_its_own_and_does_not_harm_its_parents(pg_url: str) -> None:
-    said = python(
+def test_a_forked_child_opens_its_own_connections_and_keeps_its_parents_open(pg_url: str) -> None:
+    output = python(
         """
         import os, sys
         from pgcron_lite.pg.url import parse_url
@@ -128,12 +128,12 @@ def test_a_forked_child_has_links_of_its_own_and_does_not_harm_its_parents(pg_ur
         store = PostgresStore(parse_url(sys.argv[1], application="pgcron test"), size=1)
 
         def pid():
-            with store.pool.take(patience=5) as link:
-                return link.rows("select pg_backend_pid() as pid")[0].pid
+            with store.pool.take(patience=5) as connection:
+                return connection.rows("select pg_backend_pid() as pid")[0].pid
 
         mine = pid()
         with store.pool.take():
-            # Forked while another holds the only link.
+            # Forked while another thread holds the only connection.
             child = os.fork()
             if child == 0:
                 childs = pid()
@@ -146,10 +146,10 @@ def test_a_forked_child_has_links_of_its_own_and_does_not_harm_its_parents(pg_ur
         pg_url,
     )
 
-    assert said.split() == ["0", "True"]
+    assert output.split() == ["0", "True"]
 
 
-def test_closing_waits_for_the_return_of_what_is_in_use(pool: Pool) -> None:
+def test_close_closes_connections_in_use_when_they_are_returned(pool: Pool) -> None:
     with pool.take() as used:
         used.rows("select 1")
         pool.close()
@@ -161,7 +161,7 @@ def test_closing_waits_for_the_return_of_what_is_in_use(pool: Pool) -> None:
     assert not used.is_open
 
 
-def test_shrinking_lets_go_of_what_is_too_many_on_its_return(pool: Pool) -> None:
+def test_shrink_closes_surplus_connections_when_they_are_returned(pool: Pool) -> None:
     with pool.take() as one, pool.take() as two:
         one.rows("select 1")
         two.rows("select 1")

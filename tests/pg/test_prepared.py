@@ -1,4 +1,4 @@
-"""Statements that a session knows by name: what they carry, what they say when they fail, and how often they travel."""
+"""Prepared statements: parameters, results, errors and round trips."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ def things(conn: psycopg.Connection[Any]) -> list[Any]:
     return conn.execute("select * from public.things order by id").fetchall()
 
 
-def test_texts_numbers_moments_and_nothing_arrive_as_they_are(conn: Any, prepared: Prepared) -> None:
+def test_texts_numbers_times_and_none_arrive_unchanged(conn: Any, prepared: Prepared) -> None:
     moment = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
 
     for row in [thing(-7, "'\\ \N{GRINNING FACE}"), thing(0, "", moment), thing(2**31 - 1)]:
@@ -64,7 +64,7 @@ def test_texts_are_sent_in_the_encoding_of_the_connection(conn: Any) -> None:
     assert things(conn) == [(1, "\u00e4\u00df", None)]
 
 
-def test_a_statement_that_fails_at_first_is_right_the_next_time(conn: Any, prepared: Prepared) -> None:
+def test_a_statement_that_fails_the_first_time_can_be_used_again(conn: Any, prepared: Prepared) -> None:
     conn.execute("alter table public.things rename to others")
     with pytest.raises(errors.UndefinedTable):
         prepared.run(INSERT, thing(1))
@@ -79,7 +79,7 @@ def test_a_statement_that_fails_at_first_is_right_the_next_time(conn: Any, prepa
 
 
 @pytest.mark.parametrize("uses", [0, 2])
-def test_an_error_of_the_commit_is_the_statements(conn: Any, prepared: Prepared, uses: int) -> None:
+def test_an_error_of_the_commit_is_raised(conn: Any, prepared: Prepared, uses: int) -> None:
     for number in range(uses):
         prepared.run(INSERT, thing(number))
     conn.execute("insert into public.things values (9)")
@@ -95,7 +95,7 @@ def test_an_error_of_the_commit_is_the_statements(conn: Any, prepared: Prepared,
 
 @pytest.mark.parametrize("then", ["select 1 / 0", "insert into public.things values (9)", "selekt"])
 @pytest.mark.parametrize("times", [1, 3])
-def test_what_follows_fails_on_its_own(conn: Any, prepared: Prepared, then: Any, times: int) -> None:
+def test_the_second_transaction_fails_without_the_first(conn: Any, prepared: Prepared, then: Any, times: int) -> None:
     conn.execute("insert into public.things values (9)")
 
     for number in range(times):
@@ -108,23 +108,23 @@ def test_what_follows_fails_on_its_own(conn: Any, prepared: Prepared, then: Any,
     assert prepared.run_then(INSERT, thing(8), "select") == (1, None)
 
 
-# Asking, and going on while the server works
+# Running a block while the server works
 
 ECHO = "select * from unnest(%(texts)s::text[], %(numbers)s::bigint[]) as echo (text, number)"
 
 
 def asked(prepared: Prepared, texts: list[str | None], numbers: list[int | None]) -> list[tuple[Any, ...]]:
-    with prepared.asking(ECHO, {"texts": texts, "numbers": numbers}) as answer:
+    with prepared.sending(ECHO, {"texts": texts, "numbers": numbers}) as answer:
         pass
     assert answer.count == len(answer.rows())
     return answer.rows()
 
 
-def test_lists_arrive_as_they_are(prepared: Prepared) -> None:
+def test_lists_arrive_unchanged(prepared: Prepared) -> None:
     texts = ["", "null", 'a "quoted" \\ word', "{x,y}", " ", "\n", "\N{GRINNING FACE}", None]
     numbers = [0, -1, 2**63 - 1, -(2**63), None, 5, 6, 7]
 
-    # The first time with the text of the statement, then by its name.
+    # The first time it is sent with its text, then by its name.
     for _ in range(2):
         assert asked(prepared, texts, numbers) == list(zip(texts, numbers, strict=True))
     assert asked(prepared, [], []) == []
@@ -145,12 +145,12 @@ def test_a_nul_in_a_list_is_refused(prepared: Prepared) -> None:
     assert asked(prepared, ["ab"], [1]) == [("ab", 1)]
 
 
-def test_the_server_works_while_the_asker_does_something_else(conn: Any, prepared: Prepared, pg_url: str) -> None:
+def test_the_server_works_while_the_block_runs(conn: Any, prepared: Prepared, pg_url: str) -> None:
     insert = "insert into public.things values (%(id)s, null, null) returning id"
-    with prepared.asking(insert, {"id": 1}):
+    with prepared.sending(insert, {"id": 1}):
         pass
 
-    with prepared.asking(insert, {"id": 2}) as answer, psycopg.connect(pg_url, autocommit=True) as other:
+    with prepared.sending(insert, {"id": 2}) as answer, psycopg.connect(pg_url, autocommit=True) as other:
         eventually(lambda: len(things(other)) == 2)
         assert answer.count == 0
 
@@ -159,14 +159,14 @@ def test_the_server_works_while_the_asker_does_something_else(conn: Any, prepare
 
 @pytest.fixture
 def narrow(conn: psycopg.Connection[Any]) -> Prepared:
-    """On a connection that takes little at once, as a distant server's does."""
+    """Return prepared statements of a connection with small socket buffers."""
     with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
         duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     return Prepared(conn)
 
 
 @pytest.mark.parametrize("uses", [1, 2])
-def test_what_is_too_long_to_be_sent_at_once_arrives_whole(conn: Any, narrow: Prepared, uses: int) -> None:
+def test_a_statement_larger_than_the_socket_buffer_arrives_complete(conn: Any, narrow: Prepared, uses: int) -> None:
     name = "x" * 300_000
 
     for number in range(uses):
@@ -177,12 +177,12 @@ def test_what_is_too_long_to_be_sent_at_once_arrives_whole(conn: Any, narrow: Pr
     assert [len(row[1]) for row in things(conn)] == [len(name)] * 2 * uses
 
 
-def test_what_has_arrived_can_be_read_when_the_connection_is_gone(conn: Any, prepared: Prepared) -> None:
+def test_an_answer_can_be_decoded_after_the_connection_is_closed(conn: Any, prepared: Prepared) -> None:
     query = """
         select 'ä', 7::int8, '2026-03-01 12:00Z'::timestamptz, '{a,b}'::text[], '{"a": 1}'::jsonb,
                '00000000-0000-0000-0000-000000000001'::uuid
     """
-    with prepared.asking(query, {}) as answer:
+    with prepared.sending(query, {}) as answer:
         pass
 
     conn.close()
@@ -191,16 +191,16 @@ def test_what_has_arrived_can_be_read_when_the_connection_is_gone(conn: Any, pre
     assert answer.rows() == [("ä", 7, moment, ["a", "b"], {"a": 1}, uuid.UUID(int=1))]
 
 
-def test_an_answer_that_is_an_error_is_raised_behind_the_block_and_the_session_goes_on(prepared: Prepared) -> None:
+def test_an_error_is_raised_after_the_block_and_the_session_is_kept(prepared: Prepared) -> None:
     divide = "select 1 / %(by)s::int as result"
 
     for by in (0, 1, 0, 2):
         if by:
-            with prepared.asking(divide, {"by": by}) as answer:
+            with prepared.sending(divide, {"by": by}) as answer:
                 pass
             assert answer.rows() == [(1 // by,)]
         else:
             went_on = []
-            with pytest.raises(errors.DivisionByZero), prepared.asking(divide, {"by": by}):
+            with pytest.raises(errors.DivisionByZero), prepared.sending(divide, {"by": by}):
                 went_on.append(True)
             assert went_on

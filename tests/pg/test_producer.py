@@ -1,7 +1,7 @@
-"""What a role that may only enqueue can do to others: every column it may write, set to its extremes.
+"""A malicious producer: every column that a role which may only enqueue can write, set to extreme values.
 
-The columns are read from the catalogue, so a column that is granted later fails here until it has its extremes, and
-what the table refuses is counted as well: an extreme is either refused where it comes in, or harms no one.
+The columns are read from the catalogue, so a column that is granted later fails here until it has extreme values. The
+values that the table refuses are here too: each is either refused by the insert, or affects nobody else.
 """
 
 import json
@@ -49,7 +49,7 @@ def numbers(n: set[int]):
 
 ANSI, BIDI, BELL = r"E'a\x1b]0;owned\x07\x1b[2Jb'", "'a' || chr(8238) || 'b'", r"E'a\x07\nb\r\tc'"
 TEXTS = [ANSI, BIDI, BELL, "''", "' '", "'*'", "'a,b'", "'; rm -rf /'", "'--help'", "'\u00e9\U0001f600'"]
-# Integers that Python's hash sends to one place.
+# Integers with the same hash in Python.
 COLLIDING = "json_build_object('n', json_build_object('$set', (select json_agg(n * 2305843009213693951::numeric) " \
             "from generate_series(1, 12000) as n)))"
 MOMENTS = [
@@ -58,7 +58,7 @@ MOMENTS = [
 ]
 NUMBERS = ["-32768", "32767", "-101", "-100", "-1", "0", "1", "100", "101", "2147483647"]
 
-# For each column, the expressions it is set to.
+# The expressions for each column.
 EXTREMES: dict[str, list[str]] = {
     "id": [
         "null", "0", "-1", "-9223372036854775808", "9223372036854775807", "1", "1000000",
@@ -95,7 +95,7 @@ EXTREMES: dict[str, list[str]] = {
 
 
 class Producer:
-    """A role with that part alone, and the owner beside it."""
+    """A role with only the part `producer`, and the owner."""
 
     def __init__(self, url: str, owner: "psycopg.Connection[Any]") -> None:
         self.owner = owner
@@ -107,7 +107,7 @@ class Producer:
         self.conn.execute("set statement_timeout = '20s'")
 
     def tries(self, statement: str) -> bool:
-        """Whether the server took it."""
+        """Return True if the server accepted the statement."""
         try:
             self.conn.execute(statement.encode())
         except (errors.DataError, errors.IntegrityError, errors.RaiseException):
@@ -131,7 +131,7 @@ def producer(pg_url: str) -> Iterator[Producer]:
 
 @pytest.fixture
 def store(pg_url: str) -> Iterator[PostgresStore]:
-    """The owner's."""
+    """Return the owner's store."""
     store = PostgresStore(parse_url(pg_url, application="pgcron test"))
     yield store
     store.close()
@@ -145,7 +145,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
 
 
 def writable(producer: Producer) -> set[tuple[str, str]]:
-    """Every column of the schema that the role may insert or update."""
+    """Return every column of the schema that the role may insert or update."""
     rows = producer.owner.execute(
         """
         select c.relname, a.attname
@@ -161,7 +161,7 @@ def writable(producer: Producer) -> set[tuple[str, str]]:
 
 
 def is_harmless(text: str) -> bool:
-    """Whether a terminal shows it and does nothing else."""
+    """Return True if `text` contains no control characters for a terminal."""
     return all(character.isprintable() or character == "\n" for character in text)
 
 
@@ -176,7 +176,7 @@ def test_every_column_that_a_producer_may_write_has_its_extremes_here(producer: 
 def test_no_extreme_of_a_column_stops_or_misleads_anyone(
     producer: Producer, run: Run, store: PostgresStore, column: str
 ) -> None:
-    # A role that was allowed before the grant became narrower still has it.
+    # A role keeps a right that it was granted before the grant became narrower.
     producer.owner.execute(
         sql.SQL("grant insert (created_at) on pgcron.jobs to {}").format(sql.Identifier(producer.role))
     )
@@ -209,7 +209,7 @@ def test_no_extreme_of_a_column_stops_or_misleads_anyone(
 
 
 def test_the_id_of_a_job_that_has_ended_is_refused(producer: Producer, run: Run, pg_url: str) -> None:
-    """With it, a producer could answer for another's job, and keep an operator from retrying it."""
+    """A producer could otherwise fake the result of another job, and prevent its retry by an operator."""
     producer.owner.execute("select pgcron.enqueue('ok')")
     assert run("worker", "--drain").returncode == 0
 
@@ -219,7 +219,7 @@ def test_the_id_of_a_job_that_has_ended_is_refused(producer: Producer, run: Run,
         )
 
 
-def test_a_run_that_failed_is_not_made_good_by_another_job_of_its_id(producer: Producer, run: Run, pg_url: str) -> None:
+def test_a_failed_run_is_not_completed_by_another_job_with_its_id(producer: Producer, run: Run, pg_url: str) -> None:
     store = PostgresStore(parse_url(pg_url, application="pgcron test"))
     [job_id] = store.enqueue([NewJob("ok")])
     assert store.delete(job_id)
@@ -242,7 +242,7 @@ def test_a_run_that_failed_is_not_made_good_by_another_job_of_its_id(producer: P
 
 
 def test_an_id_must_be_drawn_before_it_is_used(producer: Producer) -> None:
-    """A million ids ahead of the sequence would be a million failures for everyone else."""
+    """A million jobs ahead of the sequence would be a million failures for all other producers."""
     with pytest.raises(errors.InvalidParameterValue, match="was not drawn from the sequence"):
         producer.conn.execute("insert into pgcron.jobs (id, task) select n, 'ok' from generate_series(1, 100) as n")
 
@@ -255,8 +255,8 @@ def test_an_id_must_be_drawn_before_it_is_used(producer: Producer) -> None:
     assert min(ids) > drawn
 
 
-def test_ids_ahead_of_the_sequence_are_not_even_held_while_a_statement_lasts(producer: Producer, pg_url: str) -> None:
-    """The jobs of ticks and of other producers get the next ids, and would wait for a statement that does not end."""
+def test_ids_ahead_of_the_sequence_are_not_held_during_a_statement(producer: Producer, pg_url: str) -> None:
+    """Jobs of ticks and other producers get the next ids, and would wait for a statement that does not end."""
     [last] = producer.owner.execute("select nextval('pgcron.jobs_id_seq')").fetchone()
     producer.owner.execute("select pg_advisory_lock(42)")
     statement = """
@@ -289,7 +289,7 @@ def test_an_operator_queues_a_job_again_though_the_sequence_was_set_back(pg_url:
     assert store.retry(job_id)
 
 
-# Bounds, in words
+# The messages about bounds
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_an_operator_queues_a_job_again_though_the_sequence_was_set_back(pg_url:
          " json_build_array(repeat('x', 1048576)))))", r"jobs\[0\]: the arguments take 1048580 bytes of JSON"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_refused_in_the_door_with_a_sentence_and_a_hint(
+def test_the_sql_function_refuses_invalid_values_with_a_message_and_a_hint(
     producer: Producer, call: str, words: str
 ) -> None:
     with pytest.raises(errors.CheckViolation, match=f"^{words}") as caught:
@@ -366,7 +366,7 @@ def test_what_is_wrong_is_refused_in_the_door_with_a_sentence_and_a_hint(
     ],
     ids=str,
 )
-def test_a_value_of_the_wrong_type_among_many_jobs_is_refused_with_its_place(
+def test_a_value_of_the_wrong_type_is_refused_with_its_position(
     producer: Producer, entry: dict[str, Any], words: str
 ) -> None:
     jobs = json.dumps([{"task": "ok"}, {"task": "ok", **entry}, {"task": "ok", "priority": "never looked at"}])
@@ -380,14 +380,14 @@ def test_a_value_of_the_wrong_type_among_many_jobs_is_refused_with_its_place(
 
 
 @pytest.mark.parametrize("jobs", ['{"task": "ok"}', "7", "null", '"ok"', None])
-def test_many_jobs_that_are_no_array_are_refused(producer: Producer, jobs: str | None) -> None:
+def test_enqueue_many_refuses_anything_but_an_array(producer: Producer, jobs: str | None) -> None:
     with pytest.raises(errors.CheckViolation, match=r"^jobs => .*: expected a JSON array of jobs") as caught:
         producer.conn.execute("select pgcron.enqueue_many(%s::json)", [jobs])
 
     assert caught.value.diag.message_hint
 
 
-def test_all_keys_of_one_of_many_jobs_are_taken_and_null_stands_for_the_default(producer: Producer) -> None:
+def test_enqueue_many_accepts_all_keys_and_null_for_the_default(producer: Producer) -> None:
     full = {
         "task": "ok", "args": [1], "queue": "q", "priority": 7, "execute_after": "2030-01-01T00:00:00.5+02:00",
         "max_attempts": 2, "headers": {"a": "b"}, "tags": ["x", "y"], "max_crashes": 1,
@@ -405,7 +405,7 @@ def test_all_keys_of_one_of_many_jobs_are_taken_and_null_stands_for_the_default(
     assert rows == [("q", 7, 2, {"a": "b"}, ["x", "y"], 1)] + [("default", 0, 5, {}, [], 3)] * 2
 
 
-def test_headers_that_were_compressed_count_with_their_real_size(pg_url: str) -> None:
+def test_compressed_headers_count_with_their_uncompressed_size(pg_url: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("create temp table kept as select jsonb_build_object('a', repeat('x', 500000)) as headers")
 
@@ -427,7 +427,7 @@ def test_headers_that_were_compressed_count_with_their_real_size(pg_url: str) ->
     ids=["priority", "negative", "crashes", "args", "tags", "tag"],
 )
 @pytest.mark.parametrize("count", [1, 2, 300])
-def test_every_way_in_has_the_same_bounds(request: Any, wrong: NewJob, memory: bool, count: int) -> None:
+def test_every_way_to_enqueue_has_the_same_bounds(request: Any, wrong: NewJob, memory: bool, count: int) -> None:
     store: Any = MemoryStore() if memory else request.getfixturevalue("store")
 
     with pytest.raises((DatabaseRefused, OptionError)):
@@ -435,7 +435,7 @@ def test_every_way_in_has_the_same_bounds(request: Any, wrong: NewJob, memory: b
 
 
 @pytest.mark.parametrize("count", [1, 2, 300])
-def test_what_the_table_does_not_take_is_refused_with_a_sentence(store: PostgresStore, count: int) -> None:
+def test_a_value_that_the_table_refuses_is_refused_with_a_reason(store: PostgresStore, count: int) -> None:
     for wrong, words in [
         (NewJob("ok", priority=101), "its priority is not from -100 to 100"),
         (NewJob("ok", args="7"), "its arguments are neither a JSON array nor an object"),
@@ -447,13 +447,13 @@ def test_what_the_table_does_not_take_is_refused_with_a_sentence(store: Postgres
             store.enqueue([wrong] * count)
 
 
-def test_the_constraints_that_have_a_sentence_are_there(producer: Producer) -> None:
+def test_every_constraint_with_a_reason_exists(producer: Producer) -> None:
     rows = producer.owner.execute("select conname from pg_constraint where connamespace = 'pgcron'::regnamespace")
 
     assert set(UNFIT) <= {row[0] for row in rows.fetchall()}
 
 
-def test_headers_are_bounded_where_they_are_given() -> None:
+def test_headers_are_bounded_by_options() -> None:
     app = PgCron("shop", url="memory://")
     task = app.task(name="ok")(lambda: None)
 
@@ -462,7 +462,7 @@ def test_headers_are_bounded_where_they_are_given() -> None:
     app.close()
 
 
-# Rows that were there before there were bounds
+# Rows from before there were bounds
 
 OLD_ROWS = {
     "infinite": "insert into pgcron.jobs (task, created_at) values ('ok', 'infinity')",
@@ -473,7 +473,7 @@ OLD_ROWS = {
 
 @pytest.fixture(params=OLD_ROWS.values(), ids=OLD_ROWS)
 def old(request: pytest.FixtureRequest, databases: Any) -> Iterator[tuple[PostgresStore, int]]:
-    """A store with three jobs, and the id of the one that cannot be decoded."""
+    """Return a store with three jobs, and the id of the one that cannot be decoded."""
     url = databases.create(databases.template)
     store = PostgresStore(parse_url(url, application="pgcron test"))
     store.enqueue([NewJob("ok")])
@@ -485,16 +485,16 @@ def old(request: pytest.FixtureRequest, databases: Any) -> Iterator[tuple[Postgr
     databases.drop(url)
 
 
-@pytest.mark.parametrize("is_ours", [True, False], ids=["session", "transaction"])
-def test_a_row_that_cannot_be_decoded_fails_alone_and_says_why(
-    old: tuple[PostgresStore, int], is_ours: bool
+@pytest.mark.parametrize("is_direct", [True, False], ids=["session", "transaction"])
+def test_a_row_that_cannot_be_decoded_fails_alone_with_its_reason(
+    old: tuple[PostgresStore, int], is_direct: bool
 ) -> None:
     store, job_id = old
-    if not is_ours:
-        # As behind a pooler, where nothing is prepared and rows come as text.
+    if not is_direct:
+        # As behind a pooler, where nothing is prepared and rows are sent as text.
         store.pool.close()
         connection = Connection(store.address, "pgcron")
-        connection._trusts_plans = False
+        connection._may_prepare = False
         store.pool = Pool(lambda: connection, 1)
     app = PgCron("shop", url="memory://")
     app.task(name="ok")(lambda *args: None)
@@ -512,7 +512,7 @@ def test_a_row_that_cannot_be_decoded_fails_alone_and_says_why(
     app.close()
 
 
-def test_every_look_at_a_row_that_cannot_be_decoded_shows_it(old: tuple[PostgresStore, int]) -> None:
+def test_every_query_returns_a_row_that_cannot_be_decoded(old: tuple[PostgresStore, int]) -> None:
     store, job_id = old
 
     assert {job.id for job in store.find()} >= {job_id}
@@ -525,7 +525,7 @@ def test_every_look_at_a_row_that_cannot_be_decoded_shows_it(old: tuple[Postgres
     assert [suspect.id for suspect in suspects if suspect and suspect.flaw] == [job_id]
 
 
-def test_rows_that_break_the_newer_bounds_stay_and_end_like_all_others(empty_pg_url: str) -> None:
+def test_rows_that_exceed_newer_bounds_stay_and_can_be_run(empty_pg_url: str) -> None:
     where = parse_url(empty_pg_url, application="pgcron test")
     migrate(where, to=4)
     with psycopg.connect(empty_pg_url, autocommit=True) as conn:
@@ -552,7 +552,7 @@ def test_rows_that_break_the_newer_bounds_stay_and_end_like_all_others(empty_pg_
     store.settle([Outcome(job.id, CLAIM, "queued") for job in jobs[:1]])
     store.settle([Outcome(job.id, CLAIM, "failed") for job in jobs[1:]])
     assert store.cancel(jobs[0].id)
-    # Queued again, it is a new row: its priority is brought within the bounds, and arguments of 2 MB are refused.
+    # A retry inserts a new row: its priority is limited to the bounds, and arguments of 2 MB are refused.
     assert store.retry(jobs[1].id)
     assert store.get(jobs[1].id).priority == 100
     with pytest.raises(

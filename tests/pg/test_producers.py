@@ -1,7 +1,7 @@
-"""Producers on a real server, driven by a seed: statements are refused, lost and late, and ids are handed out twice.
+"""Producers on a real server, driven by a seed: statements are refused, lost and late, and ids are drawn twice.
 
 The counterpart of `tests/simulation` for the SQL of enqueueing, which the memory store does not have. One thread does
-everything in turn, so a failing seed fails again.
+everything one after the other, so a failing seed fails again.
 """
 
 import json
@@ -27,7 +27,7 @@ SEEDS, BLOCK, STEPS = 20, 10, 30
 
 
 class Trouble:
-    """What goes wrong with a producer's statements, and those that are still on their way."""
+    """The faults of a producer's statements, and the statements that are delayed in the network."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -38,26 +38,26 @@ class Trouble:
         return self.random.choice(["ok"] * 6 + ["refused", "lost", "late"])
 
     def hold(self, conn: "psycopg.Connection[Any]", query: Any, values: Any) -> None:
-        """Keep a statement for later, for the same backend: the network holds it back, and the client has left."""
+        """Delay a statement for its backend, whose client has closed the connection."""
         self._left.append(conn)
         self.on_their_way.append(lambda: conn.execute(query, values))
 
     def arrive(self) -> None:
-        """The bytes of one statement that were held back reach the server."""
+        """Deliver one delayed statement to the server."""
         if self.on_their_way:
             late = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
             try:
                 late()
             except psycopg.Error:
-                """Nobody is there to be told."""
+                """Discard the answer: the client has gone."""
 
     def close(self) -> None:
         for conn in self._left:
             conn.close()
 
 
-class TroubledLink(Connection):
-    """A link that breaks before a statement arrives, or before its reply does."""
+class TroubledConnection(Connection):
+    """A connection that breaks before a statement arrives, or before its reply does."""
 
     def __init__(self, where: DatabaseUrl, trouble: Trouble) -> None:
         super().__init__(where, "pgcron")
@@ -72,8 +72,8 @@ class TroubledLink(Connection):
             return super().run(query, values)
 
     @contextmanager
-    def asking(self, query: Any, values: Any) -> Iterator[Answer]:
-        with self._meeting(query, values), super().asking(query, values) as answer:
+    def sending(self, query: Any, values: Any) -> Iterator[Answer]:
+        with self._meeting(query, values), super().sending(query, values) as answer:
             yield answer
 
     @contextmanager
@@ -86,7 +86,7 @@ class TroubledLink(Connection):
         fate = self._trouble.draw()
         if fate == "late" and query is not None:
             self._trouble.hold(self.connection(), query, values)
-            # Left open, so that the backend is there when the statement arrives.
+            # Keep it open, so that the backend exists when the statement arrives.
             self._conn = None
         if fate in ("refused", "late"):
             self._break()
@@ -101,8 +101,8 @@ class TroubledLink(Connection):
         raise DatabaseUnavailable("the connection broke")
 
 
-class Town:
-    """Two producers, a worker that ends what it finds, and what each of them knows."""
+class Scenario:
+    """Two producers, a worker that ends the jobs it finds, and the calls that were acknowledged."""
 
     def __init__(self, url: str, seed: int) -> None:
         where = parse_url(url, application="pgcron test")
@@ -110,7 +110,7 @@ class Town:
         self.random = self.trouble.random
         self.producers = [PostgresStore(where, rings=False) for _ in range(2)]
         for producer in self.producers:
-            producer.pool = Pool(lambda: TroubledLink(where, self.trouble), 1)
+            producer.pool = Pool(lambda: TroubledConnection(where, self.trouble), 1)
         self.worker = PostgresStore(where, rings=False)
         self.acknowledged: dict[int, int] = {}
         self.executed: Counter[int] = Counter()
@@ -131,14 +131,14 @@ class Town:
         self.acknowledged.update(zip(calls, ids, strict=True))
 
     def work(self, limit: int = 5) -> int:
-        """Claim a few jobs and end them."""
+        """Claim up to `limit` jobs and end them."""
         jobs = self.worker.claim(uuid.uuid4(), uuid.uuid4(), ["*"], ["work"], limit)
         self.worker.settle([Outcome(job.id, job.claim or uuid.uuid4(), "done") for job in jobs])
         self.executed.update(json.loads(job.args)["call"] for job in jobs)
         return len(jobs)
 
     def set_back(self) -> None:
-        """The sequence gives ids once more that it has given before."""
+        """Set the sequence back, so that it returns ids that were drawn before."""
         with self.worker.pool.take() as connection:
             connection.rows(
                 "select setval('pgcron.jobs_id_seq', greatest(1, last_value - %(back)s)) from pgcron.jobs_id_seq",
@@ -157,17 +157,17 @@ class Town:
 
 
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, BLOCK))
-def test_each_acknowledged_call_is_one_job_whatever_the_links_and_the_sequence_do(pg_url: str, first: int) -> None:
+def test_each_acknowledged_call_is_one_job_despite_faults(pg_url: str, first: int) -> None:
     for seed in range(first, first + BLOCK):
-        town = Town(pg_url, seed)
+        scenario = Scenario(pg_url, seed)
         try:
             for _ in range(STEPS):
-                town.step()
-            while town.trouble.on_their_way or town.work():
-                town.trouble.arrive()
+                scenario.step()
+            while scenario.trouble.on_their_way or scenario.work():
+                scenario.trouble.arrive()
         finally:
-            town.close()
+            scenario.close()
 
-        lost = {call: job_id for call, job_id in town.acknowledged.items() if not town.executed[call]}
-        twice = [call for call, count in town.executed.items() if count > 1]
+        lost = {call: job_id for call, job_id in scenario.acknowledged.items() if not scenario.executed[call]}
+        twice = [call for call, count in scenario.executed.items() if count > 1]
         assert (lost, twice) == ({}, []), f"seed {seed}"

@@ -1,7 +1,7 @@
-"""Two real connections at once: each order, and the second statement coming while the first holds its rows.
+"""Two operations at once on real connections, in both orders, the second while the first holds its locks.
 
 The first to come is stopped at its commit, with its statement done and its locks held. Then the second either waits
-for it, seen as such in pg_stat_activity, or passes it by; and what both leave behind is what one after the other would.
+for it, as pg_stat_activity shows, or does not; and the result must be that of one after the other.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ DEAD, A, B = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)
 CLAIM, OLD_CLAIM = uuid.UUID(int=100), uuid.UUID(int=99)
 TASKS = ["add"]
 
-# Whoever is called `first` waits here at its commit, until the test lets go.
+# The connection named `first` waits here at its commit, until the test releases the lock.
 GATE = """
     create function public.test_gate() returns trigger language plpgsql as $$
     begin
@@ -52,17 +52,17 @@ GATE = """
 
 
 class Arena:
-    """A first and a second store, and a gate that stops the first between its statement and its commit."""
+    """A first and a second store, and a lock that stops the first between its statement and its commit."""
 
     def __init__(self, url: str) -> None:
         self.setup = PostgresStore(parse_url(url, application="pgcron arena"))
-        self.first, self.second = patient(url, "first"), patient(url, "second")
+        self.first, self.second = waiting_store(url, "first"), waiting_store(url, "second")
         self.conn = psycopg.connect(url, autocommit=True)
         self.conn.execute(GATE)
         self._pool = ThreadPoolExecutor(2)
 
     def run(self, first: Callable[[Any], Any], second: Callable[[Any], Any]) -> tuple[Any, Any, bool]:
-        """Both answers, and whether the second had to wait for the first."""
+        """Return both results, and True if the second had to wait for the first."""
         self.conn.execute("select pg_advisory_lock(42)")
         try:
             one = self._pool.submit(first, self.first)
@@ -84,8 +84,8 @@ class Arena:
             one.close()
 
 
-def patient(url: str, name: str) -> PostgresStore:
-    """A store that waits for locks as long as a slow machine may need to watch it wait."""
+def waiting_store(url: str, name: str) -> PostgresStore:
+    """Return a store with a lock timeout that is long enough to observe the wait on a slow machine."""
     where = parse_url(url, application=name)
     store = PostgresStore(where)
     store.pool = Pool(lambda: Connection(where, "pgcron", lock_seconds=20), 4)
@@ -103,7 +103,7 @@ def arena(pg_url: str) -> Iterator[Arena]:
     arena.close()
 
 
-# A job, set up in both stores, and what may be done to it.
+# Jobs, set up in both stores, and the operations on them.
 
 
 def waiting(store: Any) -> int:
@@ -159,7 +159,7 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class End:
-    """How a job stands, as far as the order of two verbs decides it."""
+    """The state of a job, as far as it depends on the order of two operations."""
 
     state: str | None
     attempt: int | None
@@ -176,7 +176,7 @@ class End:
 
 
 def one_after_the_other(begin: Callable[[Any], int], *verbs: str) -> tuple[list[Any], End]:
-    """The answers and the end when nothing happens at once, as the memory store has it."""
+    """Return the results and the end on the memory store, one operation after the other."""
     store = MemoryStore()
     job_id = begin(store)
     return [VERBS[verb](store, job_id) for verb in verbs], End.of(store, job_id)
@@ -185,7 +185,7 @@ def one_after_the_other(begin: Callable[[Any], int], *verbs: str) -> tuple[list[
 @pytest.mark.row(67)
 @pytest.mark.row(138)
 @pytest.mark.parametrize(("begin", "first", "second"), PAIRS, ids=lambda part: getattr(part, "__name__", part))
-def test_two_at_once_end_as_if_one_had_come_after_the_other(
+def test_two_operations_at_once_end_as_if_run_one_after_the_other(
     arena: Arena, begin: Callable[[Any], int], first: str, second: str
 ) -> None:
     job_id = begin(arena.setup)
@@ -200,7 +200,7 @@ def test_two_at_once_end_as_if_one_had_come_after_the_other(
         assert not waited, "a claim waited for another"
 
 
-# What waits, and what must not.
+# Operations that wait, and those that must not.
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_two_at_once_end_as_if_one_had_come_after_the_other(
     ],
     ids=lambda part: getattr(part, "__name__", str(part)),
 )
-def test_only_what_must_know_how_it_ends_waits(
+def test_only_operations_that_depend_on_the_other_wait(
     arena: Arena, begin: Callable[[Any], int], first: str, second: str, waits: bool
 ) -> None:
     job_id = begin(arena.setup)
@@ -226,7 +226,7 @@ def test_only_what_must_know_how_it_ends_waits(
     assert waited is waits
 
 
-def test_a_beat_that_comes_during_a_burial_learns_of_it(arena: Arena) -> None:
+def test_a_heartbeat_during_a_reap_learns_of_it(arena: Arena) -> None:
     held_by_the_dead(arena.setup)
 
     rescued, beaten, waited = arena.run(lambda s: s.reap([(DEAD, 0)]), lambda s: s.beat(DEAD))
@@ -234,18 +234,18 @@ def test_a_beat_that_comes_during_a_burial_learns_of_it(arena: Arena) -> None:
     assert (len(rescued), beaten, waited) == (1, False, True)
 
 
-def test_a_burial_that_comes_during_a_beat_spares_the_living(arena: Arena) -> None:
+def test_a_reap_during_a_heartbeat_leaves_the_worker(arena: Arena) -> None:
     job_id = held_by_the_dead(arena.setup)
 
     beaten, rescued, waited = arena.run(lambda s: s.beat(DEAD), lambda s: s.reap([(DEAD, 0)]))
 
-    # It does not wait: a beat may hang for long, and others are to be rescued.
+    # It does not wait: a heartbeat may hang for long, and the jobs of other workers must be rescued.
     assert (beaten, rescued, waited) == (True, [], False)
     assert arena.setup.get(job_id).worker == DEAD
 
 
 def test_a_job_taken_over_in_between_is_not_rescued_from_its_new_owner(arena: Arena) -> None:
-    """The reaper has read that the dead holds the job; before it gets the lock, the job is another's."""
+    """The reaper has read the row of a dead worker's job; before it gets the lock, another worker owns the job."""
     job_id = held_by_the_dead(arena.setup)
 
     def hand_over(store: Any) -> None:
@@ -259,8 +259,8 @@ def test_a_job_taken_over_in_between_is_not_rescued_from_its_new_owner(arena: Ar
 
 
 @pytest.mark.row(67)
-def test_batches_in_opposite_orders_never_lock_each_other_out(pg_url: str) -> None:
-    """Two settle the same claims from both ends while a third reaps, clears and cancels; a deadlock would raise."""
+def test_batches_in_opposite_orders_never_deadlock(pg_url: str) -> None:
+    """Two settle the same claims in opposite orders while a third reaps, clears and cancels. A deadlock would raise."""
     stores = [PostgresStore(parse_url(pg_url, application=f"pgcron {n}"), rings=False) for n in range(3)]
     setup = stores[0]
     with ThreadPoolExecutor(3) as pool:
@@ -299,11 +299,11 @@ def test_batches_in_opposite_orders_never_lock_each_other_out(pg_url: str) -> No
 @pytest.mark.parametrize("step", [1, -1], ids=["lowest last", "lowest first"])
 @pytest.mark.parametrize("state", ["done", "queued"])
 def test_a_batch_locks_its_jobs_in_the_order_of_their_ids(arena: Arena, state: State, step: int) -> None:
-    """While it waits for the lowest, it holds none of the others, in whatever order it was given them."""
+    """While it waits for the lowest id, it holds no lock on the others, in whatever order they were passed."""
     arena.setup.enqueue([NewJob("add")] * 20)
     jobs = arena.setup.claim(A, CLAIM, ["*"], TASKS, 20)
     lowest, *others = sorted(job.id for job in jobs)
-    # Written last, the lowest lies behind the others in the table too.
+    # It is written last, so the lowest id is also the last row in the table.
     arena.conn.execute("update pgcron.jobs set tags = tags where id = %s", [lowest])
     outcomes = [Outcome(i, CLAIM, state, delay=1.0) for i in [*reversed(others), lowest][::step]]
     with ThreadPoolExecutor(1) as pool:
@@ -318,7 +318,7 @@ def test_a_batch_locks_its_jobs_in_the_order_of_their_ids(arena: Arena, state: S
         assert settled.result(timeout=20) == {lowest, *others}
 
 
-def test_many_claimers_never_take_a_job_twice_nor_more_than_they_asked_for(pg_url: str) -> None:
+def test_many_claimers_never_take_a_job_twice_or_exceed_their_limit(pg_url: str) -> None:
     setup = PostgresStore(parse_url(pg_url, application="pgcron setup"))
     new = [NewJob("add", queue=f"q{n % 7}", priority=n % 3) for n in range(600)]
     everything = setup.enqueue(new)
@@ -343,7 +343,7 @@ def test_many_claimers_never_take_a_job_twice_nor_more_than_they_asked_for(pg_ur
 
 
 class Proxy:
-    """Stands before the server. When told to, it swallows the reply to the next insert's commit and hangs up."""
+    """A proxy in front of the server that can drop the reply to the next insert's commit and close the connection."""
 
     def __init__(self, url: str) -> None:
         parts = conninfo.conninfo_to_dict(url)
@@ -385,7 +385,7 @@ class Proxy:
                     self.cuts -= 1
                     cut.set()
                 if cut.is_set() and not watch:
-                    self._hang_up(come, go)
+                    self._drop(come, go)
                     return
                 go.sendall(data)
         for end in (come, go):
@@ -393,8 +393,8 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
-    def _hang_up(self, server: socket.socket, client: socket.socket) -> None:
-        # What was read already is the answer to the pipeline, commit and all, or its beginning.
+    def _drop(self, server: socket.socket, client: socket.socket) -> None:
+        # The data read so far is the reply to the pipeline, including the commit, or its beginning.
         server.settimeout(0.5)
         with contextlib.suppress(OSError):
             while server.recv(65536):
@@ -429,7 +429,7 @@ def proxy(pg_url: str) -> Iterator[Proxy]:
 
 @pytest.mark.row(123)
 @pytest.mark.parametrize("count", [1, 3])
-def test_an_enqueue_whose_reply_is_lost_makes_each_job_once(
+def test_an_enqueue_whose_reply_is_lost_stores_each_job_once(
     direct: PostgresStore, proxy: Proxy, producer: PostgresStore, count: int
 ) -> None:
     proxy.cuts = 1
@@ -444,7 +444,7 @@ def test_an_enqueue_whose_reply_is_lost_makes_each_job_once(
 
 @pytest.mark.row(123)
 @pytest.mark.parametrize("ended", [1, 2])
-def test_an_enqueue_whose_reply_is_lost_makes_no_second_job_when_the_first_has_ended(
+def test_an_enqueue_whose_reply_is_lost_stores_no_ended_job_again(
     direct: PostgresStore, proxy: Proxy, producer: PostgresStore, ended: int
 ) -> None:
     proxy.cuts = 1
@@ -470,29 +470,29 @@ def hourly(**options: Any) -> str:
     return Schedule("s", "add", Every("1h"), **options).dumps()
 
 
-def comes_to_life(store: Any) -> None:
-    """A worker whose code says of `s` what was said at run time, and of `t` something else than the last."""
+def register_new_code(store: Any) -> None:
+    """Register a worker whose code declares `s`, which was added at run time, and a new definition of `t`."""
     store.declare("shop", "new", {"s": hourly(args='{"x": 2}'), "t": hourly(args='{"x": 2}')})
     store.register(WorkerCard(B, "box", 7, ("*",), 1, "threads", "1", "new"))
 
 
 def prepared(arena: Arena) -> Any:
-    """The store, where `s` was made at run time, `t` is declared by code that lives, and newer code comes to life."""
+    """Return a store where `s` was added at run time, `t` is declared by live code, and a newer worker starts."""
     store = arena.setup
     store.put_schedule("s", "shop", hourly(args='{"x": 1}'), replace=False)
     store.declare("shop", "old", {"t": hourly(args='{"x": 1}')})
     store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
     store.reconcile()
     store.plan(ticks.decide)
-    comes_to_life(store)
+    register_new_code(store)
     return store
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_who_removes_a_schedule_and_who_brings_another_of_its_name_see_one_another(
+def test_removing_and_declaring_a_schedule_at_once_end_with_the_declared_one(
     arena: Arena, is_first: bool
 ) -> None:
-    """The declared one is in force in the end, whoever comes first; and no one waits in a circle."""
+    """In both orders the declared one is in force in the end, and there is no deadlock."""
     store = prepared(arena)
 
     def remove(store: Any) -> Any:
@@ -529,8 +529,8 @@ TAKERS: dict[str, Callable[[Any], Any]] = {
     ("verb", "waits_for"),
     [("pause", "schedule"), ("reconcile", "schedule"), ("reconcile", "planner"), ("remove", "planner")],
 )
-def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: str, waits_for: str) -> None:
-    """Or one would hold the jobs and want the schedule while another holds the schedule and wants the jobs."""
+def test_planner_schedule_and_jobs_are_locked_in_that_order(arena: Arena, verb: str, waits_for: str) -> None:
+    """Otherwise one could hold the jobs and wait for the schedule while another does the reverse."""
     prepared(arena)
     with psycopg.connect(arena.setup.address.conninfo) as holder, ThreadPoolExecutor(1) as pool:
         holder.execute(IN_ORDER[waits_for])
@@ -538,20 +538,20 @@ def test_planner_schedule_and_jobs_are_taken_in_that_order(arena: Arena, verb: s
         waiting = pool.submit(TAKERS[verb], arena.second)
         eventually(lambda: arena.waits("second"))
 
-        # Nobody has what comes after it.
+        # Nothing after it is locked.
         for what in list(IN_ORDER)[list(IN_ORDER).index(waits_for) :]:
             holder.execute(IN_ORDER[what])
         holder.commit()
         _answer(waiting)
 
 
-def test_schedules_are_taken_in_the_order_of_their_names_whatever_becomes_of_them(arena: Arena) -> None:
-    """As by `admit`: else one would hold the changed one and want the retired one, and another the reverse."""
+def test_schedules_are_locked_in_the_order_of_their_names(arena: Arena) -> None:
+    """As `admit` does: otherwise two transactions could each hold one of two schedules and wait for the other."""
     store = arena.setup
     store.declare("shop", "old", {"retired": hourly(), "t": hourly(args='{"x": 1}')})
     store.register(WorkerCard(A, "box", 7, ("*",), 1, "threads", "1", "old"))
     store.reconcile()
-    comes_to_life(store)
+    register_new_code(store)
     store.forget(A)
     query = "select from pgcron.schedules where name = %s for update nowait"
     with psycopg.connect(arena.setup.address.conninfo) as holder, ThreadPoolExecutor(1) as pool:
@@ -567,7 +567,7 @@ def test_schedules_are_taken_in_the_order_of_their_names_whatever_becomes_of_the
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["cancelled", "deleted"])
-def test_a_run_whose_end_two_note_at_once_is_counted_and_reported_once(arena: Arena, is_known: bool) -> None:
+def test_a_run_whose_end_is_recorded_twice_at_once_is_counted_once(arena: Arena, is_known: bool) -> None:
     store = arena.setup
     definition = Schedule("s", "add", Every("20s", name="s"), max_runs=5, ping="https://example.org/p").dumps()
     store.put_schedule("s", "shop", definition, replace=False)
@@ -575,7 +575,7 @@ def test_a_run_whose_end_two_note_at_once_is_counted_and_reported_once(arena: Ar
     runs = store.schedules("s")[0].runs
     job_id = store.ticks("s")[0].job_id
     assert job_id is not None
-    # As by a worker that dies, or an operator whose command does, before either notes it with the tick.
+    # As if a worker or an operator's command died before it recorded the end with the tick.
     with psycopg.connect(store.address.conninfo, autocommit=True) as conn:
         conn.execute(
             """
@@ -604,14 +604,14 @@ def test_a_run_whose_end_two_note_at_once_is_counted_and_reported_once(arena: Ar
     assert store.schedules("s")[0].runs == runs - 1
 
 
-# Limits that an operator has put on the role
+# Limits that an operator has set for the role
 
 
 @pytest.mark.row(66)
 @pytest.mark.row(73)
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_the_limits_of_the_role_are_not_ours(pg_url: str, isolation: str) -> None:
-    """Neither a strict default isolation nor a short default time limit reaches our statements."""
+def test_the_limits_of_the_role_do_not_apply(pg_url: str, isolation: str) -> None:
+    """Neither a strict default isolation level nor a short default timeout applies to our statements."""
     options = f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')} -c statement_timeout=1s"
     where = parse_url(conninfo.make_conninfo(pg_url, options=options), application="pgcron limited")
     store = PostgresStore(where)

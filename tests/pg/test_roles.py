@@ -1,4 +1,4 @@
-"""Who may do what: the four parts of pgcron.allow, each tried on everything, and an attack from below."""
+"""Rights: the four parts of pgcron.allow, each tried on every operation, and attacks by a role with few rights."""
 
 import contextlib
 import uuid
@@ -26,7 +26,7 @@ CARD = WorkerCard(ME, "box", 7, ("*",), 1, "threads", "1")
 
 
 class Cast:
-    """The owner's store, one for each part, and one for a role that was allowed nothing."""
+    """The owner's store, one for each part, and one for a role without rights."""
 
     def __init__(self, url: str, owner: "psycopg.Connection[Any]") -> None:
         self.owner = owner
@@ -42,7 +42,7 @@ class Cast:
             self.stores[part] = PostgresStore(parse_url(self.urls[part], application=f"pgcron {part}"))
 
     def role(self, part: str) -> str:
-        # Roles belong to the server: the name carries that of this test's database.
+        # Roles belong to the server, so their names contain that of this test's database.
         return f"{self.owner.info.dbname} {part}"
 
     def connect(self, part: str) -> "psycopg.Connection[Any]":
@@ -71,8 +71,8 @@ def take(store: Any) -> Any:
     return job
 
 
-def in_the_way(store: Any) -> str:
-    """A schedule made at run time, and a living worker whose code declares one of its name."""
+def conflicting_schedule(store: Any) -> str:
+    """Add a schedule at run time, and register a live worker whose code declares one with the same name."""
     name, definition = f"s {uuid.uuid4()}", Schedule("s", "add", Every("1h")).dumps()
     store.put_schedule(name, "shop", definition, replace=False)
     store.declare("shop", name, {name: definition})
@@ -91,7 +91,7 @@ def ended(store: Any) -> int:
     return int(job.id)
 
 
-# Each verb with what it needs to have something to do, and the parts that may.
+# Each operation, what it needs to have something to do, and the parts that may use it.
 
 Verb = Callable[[Any, Any], Any]
 VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
@@ -128,17 +128,17 @@ VERBS: dict[str, tuple[Callable[[Any], Any], Verb, set[str]]] = {
     "clear": (lambda s: s.enqueue([NewJob("add")]), lambda s, _: s.clear("default"), {"worker", "admin"}),
     "pause": (lambda s: None, lambda s, _: s.pause("q"), {"worker", "admin"}),
     "resume": (lambda s: s.pause("q"), lambda s, _: s.resume("q"), {"worker", "admin"}),
-    "schedules": (in_the_way, lambda s, name: s.schedules(name), {"reader", "worker", "admin"}),
-    "plan": (in_the_way, lambda s, name: s.plan(ticks.decide, name), {"worker", "admin"}),
-    "pause_schedule": (in_the_way, lambda s, name: s.pause_schedule(name), {"worker", "admin"}),
-    "remove_schedule": (in_the_way, removed, {"worker", "admin"}),
-    "reconcile": (in_the_way, lambda s, _: s.reconcile(), {"worker", "admin"}),
+    "schedules": (conflicting_schedule, lambda s, name: s.schedules(name), {"reader", "worker", "admin"}),
+    "plan": (conflicting_schedule, lambda s, name: s.plan(ticks.decide, name), {"worker", "admin"}),
+    "pause_schedule": (conflicting_schedule, lambda s, name: s.pause_schedule(name), {"worker", "admin"}),
+    "remove_schedule": (conflicting_schedule, removed, {"worker", "admin"}),
+    "reconcile": (conflicting_schedule, lambda s, _: s.reconcile(), {"worker", "admin"}),
     "note_fact": (lambda s: None, lambda s, _: s.note_fact("environment", "mine"), set()),
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_part_may_do_what_is_its_own_and_nothing_else(cast: Cast, verb: str) -> None:
+def test_each_part_may_do_its_own_operations_and_no_others(cast: Cast, verb: str) -> None:
     prepare, act, parts = VERBS[verb]
     may = set()
     for part, store in cast.stores.items():
@@ -168,7 +168,7 @@ def _is_allowed(act: Verb, store: Any, subject: Any) -> bool:
     ("stranger", lambda s: s.check_schema()), ("stranger", lambda s: s.enqueue([NewJob("add")])),
     ("producer", lambda s: s.get(1)), ("reader", lambda s: s.register(CARD)),
 ])
-def test_a_right_that_is_missing_is_named_with_the_call_that_gives_it(cast: Cast, part: str, act: Any) -> None:
+def test_a_missing_right_is_reported_with_the_call_that_grants_it(cast: Cast, part: str, act: Any) -> None:
     with pytest.raises(DatabaseRefused, match=r"^permission denied for [a-z_ ]+\. .*select pgcron\.allow\('ROLE'"):
         act(cast.stores[part])
 
@@ -191,14 +191,14 @@ def test_a_right_that_is_missing_is_named_with_the_call_that_gives_it(cast: Cast
     ],
 )
 @pytest.mark.row("S16")
-def test_nobody_but_the_owner_shapes_the_schema(cast: Cast, part: str, statement: str) -> None:
+def test_only_the_owner_can_change_the_schema(cast: Cast, part: str, statement: str) -> None:
     with cast.connect(part) as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute(statement)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_nobody_but_the_owner_passes_a_right_on(cast: Cast, part: str) -> None:
-    """Who has a right without the option to pass it on is warned or refused, and grants nothing."""
+def test_only_the_owner_can_grant_rights(cast: Cast, part: str) -> None:
+    """A role without the grant option is warned or refused, and grants nothing."""
     query = "select relname, relacl from pg_class where relnamespace = 'pgcron'::regnamespace order by 1"
     before = cast.owner.execute(query).fetchall()
 
@@ -210,10 +210,10 @@ def test_nobody_but_the_owner_passes_a_right_on(cast: Cast, part: str) -> None:
     assert cast.owner.execute(query).fetchall() == before
 
 
-# The producer, whom one trusts least
+# The producer, which is trusted least
 
 
-def test_a_producer_enqueues_through_every_door(cast: Cast) -> None:
+def test_a_producer_can_enqueue_in_every_way(cast: Cast) -> None:
     with cast.connect("producer") as conn:
         [first] = enqueue_on(conn, [NewJob("add")], schema="pgcron", rings=True)
         second = conn.execute("select pgcron.enqueue('add', '[1]', priority => 3)").fetchone()
@@ -225,7 +225,7 @@ def test_a_producer_enqueues_through_every_door(cast: Cast) -> None:
     assert {j.id for j in cast.boss.find()} == {first, second[0], third[0], *ids}
 
 
-def test_a_producer_may_enqueue_so_many_that_they_are_copied(cast: Cast) -> None:
+def test_a_producer_can_enqueue_by_copy(cast: Cast) -> None:
     ids = cast.stores["producer"].enqueue([NewJob("add")] * COPIES_FROM)
 
     assert {j.id for j in cast.boss.find(limit=2 * COPIES_FROM)} == set(ids)
@@ -260,20 +260,20 @@ def test_a_producer_may_enqueue_so_many_that_they_are_copied(cast: Cast) -> None
 )
 @pytest.mark.parametrize("part", ["producer", "stranger"])
 @pytest.mark.row("S15")
-def test_a_producer_neither_reads_nor_changes_nor_claims(cast: Cast, part: str, statement: str) -> None:
-    """S15. Arguments may hold what the web process has no business to read again."""
+def test_a_producer_cannot_read_change_or_claim(cast: Cast, part: str, statement: str) -> None:
+    """S15. Arguments may contain data that the web process must not be able to read again."""
     cast.boss.enqueue([NewJob("add", '{"card": "4111"}')])
 
     with cast.connect(part) as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute(statement)
 
 
-def test_a_stranger_may_not_even_ask_for_the_time(cast: Cast) -> None:
+def test_a_role_without_rights_cannot_read_the_clock(cast: Cast) -> None:
     with cast.connect("stranger") as conn, pytest.raises(errors.InsufficientPrivilege):
         conn.execute("select pgcron.clock()")
 
 
-def test_a_reader_changes_nothing_by_hand_either(cast: Cast) -> None:
+def test_a_reader_cannot_change_anything_by_sql(cast: Cast) -> None:
     cast.boss.enqueue([NewJob("add")])
 
     with cast.connect("reader") as conn:
@@ -287,7 +287,7 @@ def test_a_reader_changes_nothing_by_hand_either(cast: Cast) -> None:
 
 
 @pytest.mark.row("S19")
-def test_a_reader_whose_transaction_stays_open_holds_nobody_up(cast: Cast) -> None:
+def test_a_readers_open_transaction_does_not_block_others(cast: Cast) -> None:
     with cast.connect("reader") as reader, reader.transaction():
         for table in ("jobs", "history", "workers", "queues", "schedules", "ticks", "generations", "planner"):
             reader.execute(sql.SQL("select from pgcron.{}").format(sql.Identifier(table)))
@@ -301,7 +301,7 @@ def test_a_reader_whose_transaction_stays_open_holds_nobody_up(cast: Cast) -> No
 
 @pytest.mark.parametrize("part", ["producer", "reader"])
 @pytest.mark.row("S19")
-def test_who_may_change_nothing_takes_no_lock_that_others_wait_for(cast: Cast, part: str) -> None:
+def test_a_role_that_cannot_write_takes_no_lock_that_blocks_others(cast: Cast, part: str) -> None:
     tables = [name for name, in cast.owner.execute(
         "select relname from pg_class where relnamespace = 'pgcron'::regnamespace and relkind in ('r', 'v')"
     )]
@@ -320,7 +320,7 @@ def test_a_worker_completes_a_job_in_its_own_transaction(cast: Cast) -> None:
     assert cast.boss.get(job.id).result == '"x"'
 
 
-def test_allowing_is_repeatable_and_knows_its_parts(cast: Cast) -> None:
+def test_allow_can_be_repeated_and_refuses_unknown_parts(cast: Cast) -> None:
     cast.owner.execute("select pgcron.allow(%s, 'reader')", [cast.role("reader")])
 
     with pytest.raises(errors.InvalidParameterValue, match="there is no part 'god'; the parts are producer"):
@@ -342,7 +342,7 @@ def test_nothing_is_allowed_to_everyone(cast: Cast, name: str) -> None:
 
 
 def rights(cast: Cast, part: str) -> list[Any]:
-    """All that the schema grants to the role itself."""
+    """Return all rights in the schema that are granted to the role itself."""
     query = """
         select 'table', c.relname::text, a.privilege_type
         from pg_class as c cross join lateral aclexplode(c.relacl) as a
@@ -367,7 +367,7 @@ def rights(cast: Cast, part: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_is_denied_is_taken_back_without_a_trace(cast: Cast, part: str) -> None:
+def test_deny_revokes_everything_that_allow_granted(cast: Cast, part: str) -> None:
     assert rights(cast, part)
 
     cast.owner.execute("select pgcron.deny(%s, %s)", [cast.role(part), part])
@@ -382,16 +382,16 @@ def test_what_is_denied_is_taken_back_without_a_trace(cast: Cast, part: str) -> 
         (["producer", "reader"], "producer", ["reader"]),
         (["producer", "admin"], "admin", ["producer"]),
         (["producer", "admin"], "producer", ["admin"]),
-        # What a larger part needs stays with it.
+        # A larger part keeps the rights that it needs.
         (["worker"], "producer", ["worker"]),
         (["admin"], "reader", ["admin"]),
-        # And a larger part takes with it what it contains: nothing tells what was granted twice.
+        # A larger part is revoked with those it contains: rights do not record that they were granted twice.
         (["worker", "producer"], "worker", []),
         (["admin", "reader"], "admin", []),
         ([], "worker", []),
     ],
 )
-def test_a_part_is_denied_with_what_it_contains(
+def test_deny_revokes_the_parts_that_a_part_contains(
     cast: Cast, held: list[str], denied: str, kept: list[str]
 ) -> None:
     name = cast.role("stranger")
@@ -406,7 +406,7 @@ def test_a_part_is_denied_with_what_it_contains(
     assert rights(cast, "stranger") == wanted
 
 
-def test_allowing_again_takes_back_what_a_producer_had_and_does_not_need(cast: Cast) -> None:
+def test_allow_revokes_what_a_producer_no_longer_needs(cast: Cast) -> None:
     name = cast.role("producer")
     before = rights(cast, "producer")
     cast.owner.execute(sql.SQL("grant insert (created_at) on pgcron.jobs to {}").format(sql.Identifier(name)))
@@ -416,19 +416,19 @@ def test_allowing_again_takes_back_what_a_producer_had_and_does_not_need(cast: C
     assert rights(cast, "producer") == before
 
 
-# The attack from below
+# Attacks by a role with few rights
 
 
 @pytest.mark.parametrize("victim", ["worker", "admin", "owner"])
-def test_look_alikes_in_a_schema_that_everybody_searches_are_not_called(cast: Cast, victim: str) -> None:
-    """S17 and S18: a producer that may create functions lays out its own, which fit our calls better than the real."""
+def test_functions_with_our_names_in_a_shared_schema_are_not_called(cast: Cast, victim: str) -> None:
+    """S17 and S18: a producer creates functions that match our calls better than the real ones."""
     cast.owner.execute(
         sql.SQL("grant create on schema public to {}").format(sql.Identifier(cast.role("producer")))
     )
     cast.owner.execute("create table public.caught (who text); grant all on caught to public")
     with cast.connect("producer") as conn:
         conn.execute(LOOK_ALIKES)
-        # The trap works where names are left to the search path, or this test would test nothing.
+        # Check the functions themselves: without a fixed search path they are called.
         conn.execute("select format('%s', 1), jsonb_build_object('a', 1::smallint, 'b', now(), 'c', 'd')")
         conn.execute("select pg_notify('a'::varchar, 'b'::varchar)")
     assert cast.owner.execute("select distinct who from public.caught").fetchall() == [(cast.role("producer"),)]
@@ -441,12 +441,12 @@ def test_look_alikes_in_a_schema_that_everybody_searches_are_not_called(cast: Ca
             subject = prepare(cast.boss)
             act(store, subject)
             assert cast.owner.execute("select who from public.caught").fetchall() == [], verb
-    poison(cast.boss if victim == "owner" else cast.stores["worker"])
+    kill_worker_by_suspect(cast.boss if victim == "owner" else cast.stores["worker"])
     assert cast.owner.execute("select who from public.caught").fetchall() == []
 
 
-def poison(store: Any) -> None:
-    """The longest way through the reaper: a job that dies alone."""
+def kill_worker_by_suspect(store: Any) -> None:
+    """Let a suspect kill its worker, which uses every part of the reap."""
     store.enqueue([NewJob("add", max_crashes=2)])
     store.claim(ME, CLAIM, ["*"], ["add"], 1)
     store.reap([(ME, None)])
@@ -455,8 +455,8 @@ def poison(store: Any) -> None:
         store.reap([(ME, None)])
 
 
-def test_look_alikes_on_a_callers_own_search_path_are_not_called(cast: Cast) -> None:
-    """S17: what the web process's session has in its temporary schema and first on its path is not ours to call."""
+def test_functions_with_our_names_on_a_callers_search_path_are_not_called(cast: Cast) -> None:
+    """S17: objects in the temporary schema of the caller's session and first on its path are not called."""
     cast.owner.execute("create table public.caught (who text); grant all on caught to public; create schema evil")
     cast.owner.execute(LOOK_ALIKES.replace("public.", "evil.").replace("evil.caught", "public.caught"))
     cast.owner.execute("grant usage on schema evil to public")
@@ -475,7 +475,7 @@ def test_look_alikes_on_a_callers_own_search_path_are_not_called(cast: Cast) -> 
     assert cast.owner.execute("select who from public.caught").fetchall() == []
 
 
-# Each fits a call of ours exactly where the real one needs a conversion, or comes before it on a path.
+# Each matches a call exactly where the real one needs a conversion, or comes before it on a path.
 LOOK_ALIKES = """
     create function public.test_catch() returns void language sql as 'insert into public.caught values (current_user)';
     create function public.format(text, integer) returns text language plpgsql as

@@ -1,4 +1,4 @@
-"""The ticks of schedules whose rows only PostgreSQL holds in this state."""
+"""Ticks of schedules in states that only the rows in PostgreSQL can have."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def store(pg_url: str) -> Iterator[PostgresStore]:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "delete", "clear"])
-def test_a_job_that_is_called_off_is_reported_so_though_its_tick_cannot_be_noted(
+def test_a_cancel_is_reported_although_its_tick_cannot_be_recorded(
     store: PostgresStore, pg_url: str, caplog: pytest.LogCaptureFixture, verb: str
 ) -> None:
     [job_id] = store.enqueue([NewJob("note")])
@@ -38,13 +38,13 @@ def test_a_job_that_is_called_off_is_reported_so_though_its_tick_cannot_be_noted
             conn.execute("lock table pgcron.ticks in access exclusive mode")
             assert getattr(store, verb)("default" if verb == "clear" else job_id)
 
-        assert "will note later" in caplog.text
+        assert "will record later" in caplog.text
         store.watch()
         outcome = "deleted" if verb == "delete" else "cancelled"
         assert conn.execute("select outcome from pgcron.ticks").fetchall() == [(outcome,)]
 
 
-def test_an_alarm_is_raised_though_overdue_ticks_cannot_be_skipped(
+def test_an_alarm_is_raised_although_overdue_ticks_cannot_be_skipped(
     store: PostgresStore, pg_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = store.enqueue([NewJob("note")] * 2)
@@ -64,6 +64,6 @@ def test_an_alarm_is_raised_though_overdue_ticks_cannot_be_skipped(
 
     _, alarms = store.watch()
 
-    # They are in their rows, and no later watch returns them.
+    # The alarms are recorded in the rows, and no later call returns them.
     assert {alarm.schedule for alarm in alarms} == {"sound", "edited"}
     assert "could not skip overdue ticks" in caplog.text

@@ -1,4 +1,4 @@
-"""What must be true of a job is held by the table itself, whoever writes it."""
+"""Constraints of the table of jobs, which apply to every role that writes it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def conn(pg_url: str) -> Any:
 
 
 def write(conn: Any, change: str) -> int:
-    """Make the change to the one job that is there."""
+    """Update the only job."""
     return int(conn.execute(sql.SQL("update pgcron.jobs set {}").format(sql.SQL(change))).rowcount)
 
 
@@ -64,7 +64,7 @@ def test_a_value_that_no_job_may_have_is_refused(conn: Any, change: str) -> None
     ],
 )
 def test_a_state_that_contradicts_the_rest_of_the_row_is_refused(conn: Any, change: str) -> None:
-    # The last word about a column counts: SQL takes none twice.
+    # The last assignment to a column is used: SQL accepts only one.
     columns = dict(part.split(" = ", 1) for part in change.split(", "))
 
     with pytest.raises(psycopg.errors.CheckViolation):

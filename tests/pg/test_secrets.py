@@ -25,7 +25,7 @@ from pgcron_lite.pg.url import parse_url
 
 CANARY = "c4nary"
 
-# What libpq cannot read, or reads in another way than it was meant: part of the password becomes a host, port,
+# URLs that libpq cannot read, or reads in another way than intended: part of the password becomes a host, port,
 # database, user or option.
 MALFORMED = [
     f"postgresql://ada:{CANARY}%ZZ@host/shop",
@@ -93,7 +93,7 @@ MALFORMED = [
     f"host=db connect_timeout={CANARY}",
 ]
 
-# What is right, and leads nowhere.
+# URLs that are valid and lead nowhere.
 DOWN = [
     f"postgresql://ada:{CANARY}@127.0.0.1:1/shop",
     f"postgres://ada:{CANARY}@127.0.0.1:1/shop",
@@ -118,18 +118,18 @@ DOWN = [
 ]
 
 
-def everything_said(error: BaseException | None) -> str:
-    """The error, all that led to it, suppressed or not, and its traceback as Python prints it."""
-    said = ["".join(traceback.format_exception(error))] if error is not None else []
+def full_text(error: BaseException | None) -> str:
+    """Return the error, its whole chain, suppressed or not, and its traceback as Python prints it."""
+    texts = ["".join(traceback.format_exception(error))] if error is not None else []
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            said.append(f"{each!r} {each} {each.args!r} {getattr(each, '__notes__', '')}")
+            texts.append(f"{each!r} {each} {each.args!r} {getattr(each, '__notes__', '')}")
             waiting += [each.__cause__, each.__context__]
-    # The lines of this file are in the traceback, with the names of variables and not with their values.
-    return "\n".join(said)
+    # The traceback quotes lines of this file, which contain names of variables and not their values.
+    return "\n".join(texts)
 
 
 @pytest.mark.row("S13")
@@ -138,7 +138,7 @@ def test_no_malformed_url_shows_its_password(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_url(url, application="test")
 
-    assert CANARY not in everything_said(caught.value)
+    assert CANARY not in full_text(caught.value)
 
 
 @pytest.mark.row("S13")
@@ -150,7 +150,7 @@ def test_an_app_with_a_url_that_leads_nowhere_shows_no_password(url: str, caplog
     with pytest.raises(PgCronError) as caught:
         app.store.now()
 
-    assert CANARY not in everything_said(caught.value) + repr(app) + repr(app.settings) + caplog.text
+    assert CANARY not in full_text(caught.value) + repr(app) + repr(app.settings) + caplog.text
 
 
 @pytest.mark.row("S13")
@@ -171,14 +171,14 @@ def test_the_repr_of_settings_shows_all_but_the_urls() -> None:
 
 
 @pytest.mark.parametrize("name", [f"postgresql://ada:{CANARY}@host/shop", f"postgresql://ada:{CANARY}@h/d".encode()])
-def test_a_url_in_the_place_of_the_name_is_refused_without_being_shown(name: object) -> None:
+def test_a_url_in_place_of_the_name_is_refused_without_being_shown(name: object) -> None:
     with pytest.raises(OptionError, match="the database is url=") as caught:
         PgCron(name)  # type: ignore[arg-type]
 
-    assert CANARY not in everything_said(caught.value)
+    assert CANARY not in full_text(caught.value)
 
 
-# Where a URL leads, and as whom, is said on purpose.
+# Host, port, database and user are shown on purpose.
 NAMED = {"host", "hostaddr", "port", "dbname", "user"}
 OPTIONS = sorted({option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} - NAMED)
 
@@ -189,10 +189,10 @@ VALUES = [CANARY, "20261", f"-c {CANARY}=1", f"--{CANARY}", f"-c work_mem={CANAR
 @pytest.mark.row("S13")
 @pytest.mark.parametrize("option", OPTIONS)
 def test_no_error_shows_the_value_of_an_option(pg_url: str, option: str) -> None:
-    # A number that is right is in no error, but others are, such as that of a process.
+    # A valid number is in no error, but other numbers are, such as the pid of a process.
     numbers = ("keepalives", "tcp_user", "connect_timeout", "options")
     values = [each for each in VALUES if not (each.isdigit() and option.startswith(numbers))]
-    said = ""
+    texts = ""
     for value in values:
         for url in (pg_url, "postgresql://ada@127.0.0.1:1/shop", "postgresql://ada@127.0.0.1:1,127.0.0.2:1/shop"):
             for call in (lambda app: app.store.now(), lambda app: state(app.store.address)):
@@ -200,13 +200,13 @@ def test_no_error_shows_the_value_of_an_option(pg_url: str, option: str) -> None
                 try:
                     call(app)
                 except PgCronError as error:
-                    said += everything_said(error)
+                    texts += full_text(error)
                 finally:
                     app.close()
 
-    assert said
-    assert "20261" not in said
-    assert CANARY not in said
+    assert texts
+    assert "20261" not in texts
+    assert CANARY not in texts
 
 
 def test_an_error_names_the_option_whose_value_is_wrong(pg_url: str) -> None:
@@ -228,7 +228,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
 
 
 def without_odd_characters(urls: list[str]) -> list[str]:
-    """Those that an environment can hold."""
+    """Return the URLs that an environment variable can hold."""
     return [url for url in urls if "\0" not in url and "\udc80" not in url]
 
 
@@ -267,7 +267,7 @@ def test_a_worker_that_cannot_start_shows_no_password(run: Run, url: str) -> Non
 
 @pytest.fixture
 def login(pg_url: str) -> Iterator[dict[str, str]]:
-    """A role whose password is the canary, and what a URL for it is made of."""
+    """Create a role whose password is the canary, and return the parts of a URL for it."""
     role = f"secret_{os.getpid()}"
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute(sql.SQL("create role {} login superuser password {}").format(sql.Identifier(role), CANARY))
@@ -321,7 +321,7 @@ def test_an_error_of_the_server_does_not_show_the_password(login: dict[str, str]
 
 
 def test_libpq_itself_shows_a_part_of_a_password() -> None:
-    """Hold the ground of the tests above: without it they would prove nothing."""
+    """Check the premise of the tests above: without it they would prove nothing."""
     with pytest.raises(psycopg.ProgrammingError, match=CANARY):
         psycopg.conninfo.conninfo_to_dict(f"host=db password=pa {CANARY}")
     with pytest.raises(psycopg.OperationalError, match=CANARY):

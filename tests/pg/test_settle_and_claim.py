@@ -1,4 +1,4 @@
-"""Settling and claiming at the same time, on two connections: what each does when the other waits, fails or is gone."""
+"""Pipelined settle and claim on two connections: each of them when the other waits, fails, or loses its connection."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ ME = uuid.UUID(int=1)
 
 @pytest.fixture
 def stores(pg_url: str) -> Iterator[Callable[..., PostgresStore]]:
-    """Makes stores on one connection each; of one that `hears`, the bell has proven that it does."""
+    """Return a function that makes stores on one connection each; with `listens`, also a live listener."""
     made: list[PostgresStore] = []
     bells: list[Any] = []
 
-    def make(*, hears: bool = True, **options: Any) -> PostgresStore:
+    def make(*, listens: bool = True, **options: Any) -> PostgresStore:
         store = PostgresStore(parse_url(pg_url, application="pgcron exchange"), size=1, rings=False, **options)
         made.append(store)
-        if hears:
+        if listens:
             bell = store.open_bell(lambda: None)
             bells.append(bell)
             eventually(lambda: (bell.step(), bell.is_live)[1])
@@ -48,13 +48,13 @@ def desk(pg_url: str) -> Iterator["psycopg.Connection[Any]"]:
 
 
 def taken(store: PostgresStore, count: int) -> list[Job]:
-    """Jobs that are running here, and as many that wait behind them."""
+    """Return `count` running jobs, with as many others waiting in the queue."""
     store.enqueue([NewJob("add")] * (2 * count))
     return claim(store, count)
 
 
 def practised(store: PostgresStore, count: int) -> list[Job]:
-    """`taken`, by a store that knows its statements by name, and sends them at once."""
+    """Do as `taken`, with a store that has prepared its statements, so that it sends them before the block."""
     first = taken(store, 1)
     with store.settle_and_claim(done(first), ME, uuid.uuid4(), ["*"], ["none"], 1):
         pass
@@ -75,21 +75,21 @@ def states(desk: "psycopg.Connection[Any]") -> dict[str, int]:
 
 
 def waiting(desk: "psycopg.Connection[Any]") -> list[tuple[Any, ...]]:
-    """Our sessions that wait for a lock."""
+    """Return our sessions that wait for a lock."""
     return desk.execute(
         "select pid from pg_stat_activity where application_name = 'pgcron exchange' and wait_event_type = 'Lock'"
         " and datname = current_database()"
     ).fetchall()
 
 
-@pytest.mark.parametrize("hears", [True, False], ids=["two connections", "one"])
-def test_both_are_there_behind_the_block(
-    stores: Callable[..., PostgresStore], desk: "psycopg.Connection[Any]", hears: bool
+@pytest.mark.parametrize("listens", [True, False], ids=["two connections", "one"])
+def test_both_results_are_complete_after_the_block(
+    stores: Callable[..., PostgresStore], desk: "psycopg.Connection[Any]", listens: bool
 ) -> None:
-    store = stores(hears=hears)
+    store = stores(listens=listens)
     ours, stranger = taken(store, 3), Outcome(10**12, uuid.uuid4(), "done")
 
-    # The first time the statements go with their texts, then by name.
+    # The first time, the statements are sent with their texts, then by name.
     for round in range(2):
         with store.settle_and_claim([*done(ours), stranger], ME, claim := uuid.uuid4(), ["*"], ["add"], 3) as reply:
             pass
@@ -102,7 +102,7 @@ def test_both_are_there_behind_the_block(
     assert states(desk) == {"done": 6}
 
 
-def test_retries_and_hand_backs_go_with_it(store: PostgresStore, desk: "psycopg.Connection[Any]") -> None:
+def test_retries_and_hand_backs_are_settled_too(store: PostgresStore, desk: "psycopg.Connection[Any]") -> None:
     first, second, third = taken(store, 3)
     assert first.claim
     assert second.claim
@@ -121,7 +121,7 @@ def test_retries_and_hand_backs_go_with_it(store: PostgresStore, desk: "psycopg.
     assert attempts == [(1,), (0,)]
 
 
-def test_what_was_settled_before_is_known_to_be_ours(store: PostgresStore) -> None:
+def test_an_earlier_settle_is_recognised_as_ours(store: PostgresStore) -> None:
     jobs = taken(store, 3)
     store.settle(done(jobs))
 
@@ -131,7 +131,7 @@ def test_what_was_settled_before_is_known_to_be_ours(store: PostgresStore) -> No
     assert reply.settled == {job.id for job in jobs}
 
 
-def test_the_server_is_at_work_on_both_during_the_block(
+def test_the_server_works_on_both_during_the_block(
     store: PostgresStore, desk: "psycopg.Connection[Any]", pg_url: str
 ) -> None:
     jobs = practised(store, 3)
@@ -139,7 +139,7 @@ def test_the_server_is_at_work_on_both_during_the_block(
     with psycopg.connect(pg_url) as other:
         other.execute("select from pgcron.jobs where id = %s for update", [jobs[0].id])
         with store.settle_and_claim(done(jobs), ME, uuid.uuid4(), ["*"], ["add"], 2) as reply:
-            # The one waits for the row, and the other is through before anybody asks for its answer.
+            # One waits for the row; the other completes before its answer is read.
             eventually(lambda: waiting(desk))
             eventually(lambda: states(desk)["running"] == 5)
             other.rollback()
@@ -153,7 +153,7 @@ def test_the_server_is_at_work_on_both_during_the_block(
     ["select from pgcron.jobs for update", "lock table pgcron.queues in access exclusive mode"],
     ids=["settling", "claiming"],
 )
-def test_a_connection_that_is_lost_meanwhile_costs_nothing(
+def test_a_connection_lost_during_the_block_loses_nothing(
     store: PostgresStore, desk: "psycopg.Connection[Any]", pg_url: str, obstacle: LiteralString
 ) -> None:
     jobs, token = practised(store, 3), uuid.uuid4()
@@ -167,7 +167,7 @@ def test_a_connection_that_is_lost_meanwhile_costs_nothing(
         with pytest.raises(DatabaseUnavailable):
             reply.__exit__(None, None, None)
 
-    # What is asked again is answered as if nothing had been.
+    # A repeated call returns the same as if the connection had not been lost.
     assert store.settle(done(jobs)) == {job.id for job in jobs}
     held = store.held(ME, token)
     assert store.settle(done(held)) == {job.id for job in held}
@@ -177,7 +177,7 @@ def test_a_connection_that_is_lost_meanwhile_costs_nothing(
     assert states(desk) == {"done": 8}
 
 
-def test_what_was_claimed_is_there_though_the_connection_is_lost_before_anybody_looks(store: PostgresStore) -> None:
+def test_claimed_jobs_can_be_decoded_after_the_connection_is_lost(store: PostgresStore) -> None:
     jobs = taken(store, 3)
     with store.settle_and_claim(done(jobs), ME, uuid.uuid4(), ["*"], ["add"], 3) as reply:
         pass
@@ -200,13 +200,13 @@ def test_an_outcome_that_cannot_be_stored_is_refused_and_the_claim_is_kept(
 
     assert states(desk) == {"running": 6}
     assert len(store.held(ME, token)) == 3
-    # Both connections are fit for the next one.
+    # Both connections can be used for the next call.
     with store.settle_and_claim(done(jobs), ME, uuid.uuid4(), ["*"], ["add"], 3) as reply:
         pass
     assert reply.settled == {job.id for job in jobs}
 
 
-def test_what_rings_meanwhile_is_heard(store: PostgresStore, desk: "psycopg.Connection[Any]") -> None:
+def test_a_ring_during_the_block_is_received(store: PostgresStore, desk: "psycopg.Connection[Any]") -> None:
     jobs = taken(store, 1)
     bell = store._bell
     assert bell is not None
@@ -218,7 +218,7 @@ def test_what_rings_meanwhile_is_heard(store: PostgresStore, desk: "psycopg.Conn
     assert bell.step()[0]
 
 
-def test_a_listener_under_another_address_is_not_asked_to_write(
+def test_a_listener_with_another_url_is_not_used_for_writes(
     stores: Callable[..., PostgresStore], pg_url: str, desk: "psycopg.Connection[Any]"
 ) -> None:
     store = stores(direct=parse_url(pg_url, application="pgcron ears"))

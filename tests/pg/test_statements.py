@@ -1,4 +1,4 @@
-"""How many statements and transactions each verb takes: counted on the wire, never timed."""
+"""Number of statements and transactions of each operation: counted on the wire, never timed."""
 
 import ctypes
 import itertools
@@ -30,12 +30,12 @@ FOR_EVER = 3600.0
 
 
 class Wire:
-    """What libpq notes of every message on every connection that a `Link` opens."""
+    """The trace that libpq writes of every message on every connection of a `Connection`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tapped: list[psycopg.Connection[Any]] = []
-        # Each file twice: libpq writes to it, and we read on.
+        # Each file is opened twice: libpq writes to it, and we read it.
         self._files: list[tuple[IO[bytes], IO[bytes]]] = []
 
     def tap(self, conn: psycopg.Connection[Any]) -> None:
@@ -47,8 +47,8 @@ class Wire:
         conn.pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
 
     def messages(self) -> str:
-        """What has passed since the last time this was asked."""
-        # libpq keeps a part of it in a buffer of the C library.
+        """Return the messages since the last call."""
+        # A part of it may still be in a buffer of the C library.
         ctypes.CDLL(None).fflush(None)
         return "".join(file.read().decode("utf-8", "replace") for _, file in self._files)
 
@@ -61,14 +61,14 @@ class Wire:
             file.close()
 
     def count(self, do: Callable[[], object]) -> "Count":
-        """What `do` costs."""
+        """Return the statements and round trips of `do`."""
         self.messages()
         do()
         return Count(self.messages())
 
 
 class Count:
-    """Statements as the server told of their end, and how often it was asked for its answers."""
+    """The statements that the server completed, and the number of its ReadyForQuery messages, one per transaction."""
 
     def __init__(self, messages: str) -> None:
         self.statements = re.findall(r"^B\t\d+\tCommandComplete\t ?\"(.*)\"", messages, re.MULTILINE)
@@ -111,7 +111,7 @@ def make_store(pg_url: str, wire: Wire) -> Iterator[Callable[..., PostgresStore]
 
 @pytest.fixture
 def store(make_store: Callable[..., PostgresStore]) -> PostgresStore:
-    """One that is connected, and rings no bell."""
+    """Return a connected store that does not ring."""
     store = make_store(rings=False)
     store.now()
     return store
@@ -119,7 +119,7 @@ def store(make_store: Callable[..., PostgresStore]) -> PostgresStore:
 
 @pytest.fixture
 def ringing(make_store: Callable[..., PostgresStore], monkeypatch: pytest.MonkeyPatch) -> PostgresStore:
-    """One that is connected, and whose window for a ring lasts for ever once it has rung."""
+    """Return a connected store that rings only once, because its window does not end."""
     monkeypatch.setattr(enqueue_module, "RING_WINDOW", FOR_EVER)
     store = make_store()
     store.now()
@@ -142,8 +142,8 @@ def take(store: PostgresStore, count: int) -> list[Job]:
 # Enqueueing
 
 
-def test_a_single_enqueue_is_one_insert_in_one_trip(store: PostgresStore, wire: Wire) -> None:
-    # Past the small batches of ids at the start.
+def test_a_single_enqueue_is_one_insert_in_one_round_trip(store: PostgresStore, wire: Wire) -> None:
+    # After the small batches of ids at the start.
     many(store, 3)
 
     one(store)  # draws four
@@ -153,7 +153,7 @@ def test_a_single_enqueue_is_one_insert_in_one_trip(store: PostgresStore, wire: 
 
 
 def test_ids_are_drawn_at_most_once_for_256_jobs(store: PostgresStore, wire: Wire) -> None:
-    # 1 + 2 + 4 + ... + 256: from here on the batches are full ones, and the stock is empty.
+    # 1 + 2 + 4 + ... + 256: from here on each batch has 256 ids, and the stock is empty.
     many(store, 511)
 
     count = wire.count(lambda: many(store, 1024))
@@ -174,7 +174,7 @@ def test_a_script_that_enqueues_one_job_draws_one_id(store: PostgresStore, wire:
 def test_of_many_jobs_in_a_window_only_the_first_rings(ringing: PostgresStore, wire: Wire) -> None:
     count = wire.count(lambda: many(ringing, 300))
 
-    # The ring goes with the insert: a statement more, and no trip of its own but the answer to its transaction.
+    # The ring is sent with the insert: one more statement and transaction, in the same round trip.
     assert count.statements.count("INSERT 0 1") == 300
     rest = [each for each in count.statements if not re.fullmatch("SELECT (16|32|64|128|256)", each)]
     assert rest.count("SELECT 1") == len(["the first id", "the ring"])
@@ -182,7 +182,7 @@ def test_of_many_jobs_in_a_window_only_the_first_rings(ringing: PostgresStore, w
 
 
 @pytest.mark.row(110)
-def test_the_listener_hears_one_ring_for_each_window(ringing: PostgresStore, pg_url: str) -> None:
+def test_the_listener_receives_one_ring_for_each_window(ringing: PostgresStore, pg_url: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("listen pgcron")
         for _ in range(3):
@@ -193,16 +193,16 @@ def test_the_listener_hears_one_ring_for_each_window(ringing: PostgresStore, pg_
         conn.execute("notify the_end; listen the_end")
         conn.execute("notify the_end")
 
-        heard = []
+        received = []
         for notice in conn.notifies(timeout=30):
-            heard.append(notice.channel)
+            received.append(notice.channel)
             if notice.channel == "the_end":
                 break
 
-    assert heard == ["pgcron"] * 3 + ["the_end"]
+    assert received == ["pgcron"] * 3 + ["the_end"]
 
 
-def test_whoever_rings_no_bell_never_does(store: PostgresStore, wire: Wire) -> None:
+def test_a_store_that_does_not_ring_never_does(store: PostgresStore, wire: Wire) -> None:
     many(store, 127)
 
     count = wire.count(store.ring)
@@ -212,7 +212,7 @@ def test_whoever_rings_no_bell_never_does(store: PostgresStore, wire: Wire) -> N
 
 @pytest.fixture
 def task(pg_url: str, wire: Wire) -> Iterator[Any]:
-    """A task of an app that is connected, and rings no bell."""
+    """Return a task of a connected app that does not ring."""
     app = PgCron("mapped", url=pg_url, notify=False)
     task = app.task(add, name="add")
     task.delay(1)
@@ -223,7 +223,7 @@ def task(pg_url: str, wire: Wire) -> Iterator[Any]:
 def test_a_map_of_a_hundred_calls_is_one_statement(task: Any, wire: Wire) -> None:
     count = wire.count(lambda: task.map([(n,) for n in range(100)]))
 
-    # And one for the ids.
+    # And one statement for the ids.
     assert count.statements == ["SELECT 100", "INSERT 0 100"]
     assert count.trips == 2
 
@@ -236,7 +236,7 @@ def test_a_map_of_ten_thousand_calls_is_one_copy(task: Any, wire: Wire) -> None:
 
 
 def add(x: int) -> None:
-    """A task."""
+    """Do nothing, as a task."""
 
 
 def test_a_bulk_that_rings_does_so_once_and_after_its_commit(ringing: PostgresStore, wire: Wire) -> None:
@@ -247,11 +247,11 @@ def test_a_bulk_that_rings_does_so_once_and_after_its_commit(ringing: PostgresSt
     assert again.statements == ["SELECT 1000", "SELECT 1", "BEGIN", "COPY 1000", "COMMIT"]
 
 
-def test_behind_a_pooler_a_single_enqueue_is_still_one_trip(
+def test_behind_a_pooler_a_single_enqueue_is_still_one_round_trip(
     make_store: Callable[..., PostgresStore], wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A pooler answers with a backend's number that is not the one it gave at login.
-    monkeypatch.setattr(Connection, "_introduce", lambda self, conn: (False, -1, ""))
+    # A pooler reports another backend pid than at login.
+    monkeypatch.setattr(Connection, "_identify", lambda self, conn: (False, -1, ""))
     store = make_store(rings=False)
     many(store, 3)
     store._stock.take(1, store._draw)
@@ -274,7 +274,7 @@ def test_a_claim_of_any_size_is_one_statement(store: PostgresStore, wire: Wire, 
     count = wire.count(lambda: jobs.extend(take(store, size)))
 
     assert len(jobs) == size
-    # And one row with what it has cost.
+    # And one row with its duration.
     assert (count.statements, count.trips) == ([f"SELECT {size + 1}"], 1)
 
 
@@ -326,13 +326,13 @@ def test_ends_and_retries_together_are_two_statements(store: PostgresStore, wire
 
 
 @pytest.fixture
-def hire(pg_url: str, make_store: Callable[..., PostgresStore]) -> Iterator[Callable[..., Worker]]:
-    """Makes workers that are through with their first turns. Only what the test does makes them look."""
+def make_worker(pg_url: str, make_store: Callable[..., PostgresStore]) -> Iterator[Callable[..., Worker]]:
+    """Return a function that makes workers that have done their first steps, and poll only because of the test."""
     app = PgCron("counted", url=pg_url, poll="1h", lease="1h")
     app.task(add, name="add")
     hired: list[Worker] = []
 
-    def hire(store: PostgresStore | None = None, **options: Any) -> Worker:
+    def make_worker(store: PostgresStore | None = None, **options: Any) -> Worker:
         store = store or make_store(rings=False, size=1)
         card = WorkerCard(uuid.uuid4(), "host", 1, ("*",), 4, "threads", "0")
         store.register(card)
@@ -342,16 +342,16 @@ def hire(pg_url: str, make_store: Callable[..., PostgresStore]) -> Iterator[Call
         worker.step()
         return worker
 
-    yield hire
+    yield make_worker
     for worker in hired:
         worker.slots.close()
     app.close()
 
 
-def test_an_idle_worker_asks_one_question_and_that_on_its_timer(hire: Callable[..., Worker], wire: Wire) -> None:
-    worker = hire()
+def test_an_idle_worker_sends_one_statement_on_its_timer(make_worker: Callable[..., Worker], wire: Wire) -> None:
+    worker = make_worker()
     for _ in range(5):
-        # From the third time on it is a prepared statement, and making it one took a trip.
+        # From the third time on it is a prepared statement, and preparing it takes a round trip.
         worker._poll_at = 0.0
         worker.step()
     nothing = wire.count(worker.step)
@@ -364,19 +364,19 @@ def test_an_idle_worker_asks_one_question_and_that_on_its_timer(hire: Callable[.
     assert nothing.statements == []
     assert (polled.statements, polled.trips) == (["SELECT 1"], 1)
     assert (watched.statements, watched.trips) == (["SELECT 1"], 1)
-    # One look served both timers: neither is over now.
+    # One poll reset both timers.
     assert worker.step() > 0.0
     assert wire.messages() == ""
 
 
-def test_the_question_of_an_idle_worker_is_the_look(
-    hire: Callable[..., Worker], wire: Wire, monkeypatch: pytest.MonkeyPatch
+def test_the_statement_of_an_idle_worker_is_the_poll(
+    make_worker: Callable[..., Worker], wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A statement that is not prepared is sent in words each time.
+    # A statement that is not prepared is sent as text each time.
     monkeypatch.setattr(
-        connection_module.Connection, "_settle_in", lambda self, conn: setattr(conn, "prepare_threshold", None)
+        connection_module.Connection, "_configure_session", lambda self, conn: setattr(conn, "prepare_threshold", None)
     )
-    worker = hire()
+    worker = make_worker()
 
     worker._poll_at = worker._reap_at = 0.0
     count = wire.count(worker.step)
@@ -386,9 +386,11 @@ def test_the_question_of_an_idle_worker_is_the_look(
     assert "beats" in count.texts[0]
 
 
-def test_a_batch_of_jobs_costs_a_worker_a_claim_and_a_settlement(hire: Callable[..., Worker], wire: Wire) -> None:
-    worker = hire()
-    # It has just looked for suspects, and its jobs take next to no time.
+def test_a_batch_of_jobs_costs_a_worker_a_claim_and_a_settlement(
+    make_worker: Callable[..., Worker], wire: Wire
+) -> None:
+    worker = make_worker()
+    # It has just searched for suspects, and its jobs take almost no time.
     worker._suspects.next_try = worker._reap_at = float("inf")
     worker._prefetch.record([0.0001] * 64)
     ids = worker.store.enqueue([NewJob("add", '{"x": 1}')] * 500)
@@ -404,17 +406,17 @@ def test_a_batch_of_jobs_costs_a_worker_a_claim_and_a_settlement(hire: Callable[
     assert worker.store.get(ids[-1]) is not None
     assert count.statements.count("INSERT 0 500") == 1
     assert count.statements.count("SELECT 501") == 1
-    # What else it asks: what comes next, twice, and once more whether there is something.
+    # The others: the next due time, twice, and one more query for work.
     assert len(count.statements) <= 6, count
 
 
 @pytest.mark.row(109)
-def test_of_fifty_workers_woken_for_one_job_one_gets_it_and_the_others_ask_little(
-    hire: Callable[..., Worker], store: PostgresStore, wire: Wire
+def test_fifty_workers_woken_for_one_job_send_few_statements(
+    make_worker: Callable[..., Worker], store: PostgresStore, wire: Wire
 ) -> None:
-    workers = [hire() for _ in range(50)]
+    workers = [make_worker() for _ in range(50)]
     for worker in workers:
-        # They have just looked for suspects and at one another, however long it took to make fifty of them.
+        # They have just searched for suspects and read one another's heartbeats, however long it took to make them.
         worker._suspects.next_try = worker._reap_at = float("inf")
     (job_id,) = store.enqueue([NewJob("add", '{"x": 1}')])
     together = threading.Barrier(len(workers), timeout=30)
@@ -433,7 +435,7 @@ def test_of_fifty_workers_woken_for_one_job_one_gets_it_and_the_others_ask_littl
     count = wire.count(wake_all)
 
     assert sorted(got) == [0] * 49 + [1]
-    # Each looks, and those with nothing ask when there will be something.
+    # Each claims, and those that get nothing ask for the next due time.
     assert len(count.statements) <= 2 * len(workers)
     (winner,) = (worker for worker, jobs in zip(workers, got, strict=True) if jobs)
     eventually(lambda: winner.slots.ended, within=30)

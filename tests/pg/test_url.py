@@ -1,4 +1,4 @@
-"""Addresses: what we add to a URL, what is refused, and that a failed connection does not show the password."""
+"""Database URLs: settings added to them, refusals, and that a failed connection does not show the password."""
 
 import psycopg
 import pytest
@@ -11,17 +11,17 @@ from pgcron_lite.pg.connection import Connection
 from pgcron_lite.pg.migrate import state
 from pgcron_lite.pg.url import LIVELINESS, parse_url
 
-# Stands for a password; nothing that we print may contain it. `test_secrets` has every form of a URL.
+# A password that nothing we print may contain. `test_secrets` has every form of a URL.
 CANARY = "c4nary"
 
 
-def everything_said(error: BaseException | None) -> str:
-    """The error and all that led to it, as a traceback would print it."""
-    said = []
+def full_text(error: BaseException | None) -> str:
+    """Return the error and its chain as a traceback prints them."""
+    texts = []
     while error is not None:
-        said.append(f"{error!r} {error}")
+        texts.append(f"{error!r} {error}")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 @pytest.mark.row(48)
@@ -36,21 +36,21 @@ def test_a_failed_connection_names_the_host_and_not_the_password(port: int | Non
 
     for caught in (by_link, by_migrate):
         assert "127.0.0.1" in str(caught.value)
-        assert CANARY not in everything_said(caught.value)
+        assert CANARY not in full_text(caught.value)
 
 
-def test_a_wrong_password_is_not_repeated(pg_url: str) -> None:
+def test_a_wrong_password_is_not_shown(pg_url: str) -> None:
     parts = pg_url.split("@")
     where = parse_url(f"postgresql://postgres:{CANARY}@{parts[1]}", application="test")
 
     with pytest.raises(DatabaseUnavailable, match="password authentication failed") as caught:
         Connection(where, "pgcron").rows("select 1")
 
-    assert CANARY not in everything_said(caught.value)
+    assert CANARY not in full_text(caught.value)
 
 
 @pytest.mark.row(43)
-def test_a_url_says_how_alive_its_connections_must_be_unless_it_has_its_own_opinion() -> None:
+def test_keepalives_are_added_to_a_url_unless_it_sets_them() -> None:
     plain = conninfo_to_dict(parse_url("postgresql://host/shop", application="test").conninfo)
     opinionated = conninfo_to_dict(
         parse_url("postgresql://host/shop?keepalives_idle=60&application_name=mine", application="test").conninfo
@@ -99,7 +99,7 @@ def test_an_address_is_shown_without_user_and_password(url: str, shown: str) -> 
         ("postgresql://host/shop&password=secret", "The first option of a URL follows a ?"),
     ],
 )
-def test_a_refusal_says_what_would_be_right(url: str, hint: str) -> None:
+def test_a_refused_url_is_reported_with_a_hint(url: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_url(url, application="test")
 
@@ -107,7 +107,7 @@ def test_a_refusal_says_what_would_be_right(url: str, hint: str) -> None:
     assert "the database URL is not a PostgreSQL URL" in str(caught.value)
 
 
-def test_a_password_that_libpq_can_read_connects_whatever_is_in_it(pg_url: str) -> None:
+def test_a_password_with_any_characters_that_libpq_can_read_connects(pg_url: str) -> None:
     with psycopg.connect(pg_url, autocommit=True) as conn:
         conn.execute("create role odd login password 'a@b:c/d%e f''g'")
     try:
@@ -122,7 +122,7 @@ def test_a_password_that_libpq_can_read_connects_whatever_is_in_it(pg_url: str) 
             conn.execute("drop role odd")
 
 
-# Where the URL was given
+# The source of the URL
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_password_that_libpq_can_read_connects_whatever_is_in_it(pg_url: str) 
         ({"DATABASE_URL": "postgresql://nowhere.invalid/db"}, {"url": "{url}"}, "PgCron('shop', url=...)"),
     ],
 )
-def test_a_database_that_cannot_be_reached_names_what_the_url_came_from(
+def test_an_unreachable_database_is_reported_with_the_source_of_its_url(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], arguments: dict[str, str], source: str
 ) -> None:
     url = f"postgresql://ada:{CANARY}@127.0.0.1:{free_port()}/shop"
@@ -152,7 +152,7 @@ def test_a_database_that_cannot_be_reached_names_what_the_url_came_from(
     app.close()
 
 
-def test_settings_that_come_later_are_named_as_the_source() -> None:
+def test_later_settings_are_named_as_the_source() -> None:
     app = PgCron("shop")
     app.configure("the config of my app", database_url=f"postgresql://127.0.0.1:{free_port()}/shop")
 
@@ -166,7 +166,7 @@ def test_settings_that_come_later_are_named_as_the_source() -> None:
 
 
 @pytest.mark.row(55)
-def test_of_several_hosts_the_primary_is_asked_for_unless_the_url_says_otherwise() -> None:
+def test_several_hosts_default_to_the_primary() -> None:
     def wanted(url: str) -> object:
         return conninfo_to_dict(parse_url(url, application="test").conninfo).get("target_session_attrs")
 

@@ -1,50 +1,50 @@
 -- pgcron: the tables of a job queue.
 --
--- The table is the mailbox, NOTIFY is only the doorbell. A job is a row of `jobs` while it lives (queued or running)
--- and a row of `history` once it ended (done, failed, cancelled); the statement that ends it moves it. So the table
--- that workers search stays small, whatever has happened in the past, and old work is deleted from `history` alone.
+-- The table is the mailbox, NOTIFY is only the doorbell. A job is a row of `jobs` while it is live (queued or running),
+-- and a row of `history` after it has ended (done, failed, cancelled). The statement that ends it moves it. So the
+-- table that workers search stays small, however many jobs have ended, and retention deletes only from `history`.
 --
--- Who may write a running job is said by `claim`: a token drawn anew by the worker for each batch it takes. Every
--- statement about a running job names id and claim. A worker that was declared dead may come back and finish what it
--- was doing; its claim no longer matches, and it changes nothing.
+-- `claim` identifies the owner of a running job: a token that the worker draws for each batch that it claims. Every
+-- statement about a running job names id and claim. A worker that was declared dead may resume and finish its job; its
+-- claim no longer matches, and it changes nothing.
 --
--- One heartbeat per worker process lives in `workers`, never one per job. A job whose worker is not in that table is
--- an orphan and goes back to the queue. Nobody judges by the wall clock: a reaper deletes a worker whose `beat` it has
--- itself seen stand still for a whole lease.
+-- There is one heartbeat per worker process, in `workers`, and none per job. A job whose worker is not in that table is
+-- an orphan and is returned to the queue. Liveness does not depend on any wall clock: a reaper deletes a worker if it
+-- has itself seen the same `beat` for a whole lease.
 --
--- All times are the database's. They come from pgcron.clock(), one place, so that tests can move it.
+-- All times are the database's. They come from pgcron.clock() only, so that tests can change the time.
 --
--- The schema may have another name: every statement says `pgcron`, and that word is replaced as it is sent.
+-- The schema may have another name: every statement says `pgcron`, and that word is replaced when it is sent.
 
 create function pgcron.clock() returns timestamptz
-    -- The moment the statement began. Stable, so that an index may be searched with it, and without a search path of
-    -- its own, so that it is inlined: it is read for every row that is inserted.
+    -- The time when the statement began. Stable, so that it can be used in an index condition, and without a search
+    -- path, so that it is inlined: it is called for every row that is inserted.
     language sql stable parallel safe
     as 'select pg_catalog.statement_timestamp()';
 
 create table pgcron.migrations (
     number      int primary key,
     name        text not null,
-    -- The oldest code that may work on this schema: an old worker runs on during a rolling deploy.
+    -- The oldest code that can use this schema: an old worker keeps running during a rolling deploy.
     oldest_code int not null,
     applied_at  timestamptz not null default clock_timestamp()
 );
 
--- A few facts about this database. `environment`, once set, must equal the app's own: a clone of production started
--- in staging would otherwise send production's mails.
+-- Facts about this database. `environment`, once set, must equal the app's: otherwise a clone of the production
+-- database in staging would send production's mails.
 create table pgcron.facts (
     name  text primary key check (name <> ''),
     value text not null
 );
 
--- What a value of a job may be. Domains and not constraints of the table: those are read and planned anew by every
--- statement that writes a job, which took a third of the server's time for an enqueue. A domain is read once in a
--- session, and not looked at when a claim changes other columns.
+-- The allowed values of a job. Domains and not constraints of the table: those are read and planned again by every
+-- statement that writes a job, which took a third of the server's time for an enqueue. A domain is read once per
+-- session, and not checked when a claim changes other columns.
 create domain pgcron.task_name as text check (value <> '' and length(value) <= 200);
 create domain pgcron.queue_name as text check (value <> '' and length(value) <= 100);
--- json and not jsonb: the text comes back as it was sent, 1e22 and -0.0 included, and is not parsed twice.
+-- json and not jsonb: the text is returned as it was sent, such as 1e22 and -0.0, and is not parsed twice.
 create domain pgcron.arguments as json check (json_typeof(value) in ('object', 'array'));
--- Names and texts, nothing deeper: a worker reads the headers of a whole batch at once, so none may be unreadable.
+-- Only names with texts: a worker decodes the headers of a whole batch at once, so each must be readable.
 create domain pgcron.headers as jsonb check (
     jsonb_typeof(value) = 'object'
     and not jsonb_path_exists(value, 'strict $.* ? (@.type() != "string")', '{}', true)
@@ -55,7 +55,7 @@ create domain pgcron.from_zero as smallint check (value >= 0);
 create domain pgcron.from_one as smallint check (value >= 1);
 
 create table pgcron.jobs (
-    -- Sequence numbers, so that people can say them; "by default", so that a retried job comes back under its own.
+    -- A sequence, so that ids are short enough for people; "by default", so that a retried job keeps its id.
     id            bigint generated by default as identity primary key,
     task          pgcron.task_name  not null,
     queue         pgcron.queue_name not null default 'default',
@@ -67,10 +67,10 @@ create table pgcron.jobs (
     execute_after pgcron.due_time   not null default pgcron.clock(),
     attempt       smallint          not null default 0,
     max_attempts  smallint          not null default 5,
-    -- Deaths of a worker while it ran this job alone; counted apart from errors.
+    -- How often a worker died while it ran only this job. Counted separately from errors.
     crashes       pgcron.from_zero  not null default 0,
     max_crashes   pgcron.from_one   not null default 3,
-    -- A suspect: found in the batch of a worker that died. It is run with no neighbours next time.
+    -- A suspect: the job was held by a worker that died. Its next run has no other jobs beside it.
     alone         boolean           not null default false,
     claim         uuid,
     worker        uuid,
@@ -78,8 +78,8 @@ create table pgcron.jobs (
     errors        pgcron.errors     not null default '[]',
     created_at    timestamptz       not null default pgcron.clock(),
 
-    -- What depends on the state, in one constraint, for the reason above. A claim adds one to the attempt, so a queued
-    -- job has one to spend and a running one has spent it; so there is at least one to spend.
+    -- The constraints that depend on the state, as one, for the reason above. A claim adds one to the attempt, so a
+    -- queued job has an attempt left, and a running one has used it.
     constraint jobs_state_check check (
         case state
             when 'queued' then num_nonnulls(claim, worker, claimed_at) = 0 and attempt >= 0 and attempt < max_attempts
@@ -88,24 +88,24 @@ create table pgcron.jobs (
         end
     )
 ) with (
-    -- Rows live for seconds: vacuum by number of dead rows, not by share of the table.
+    -- Rows live for seconds, so vacuum by the number of dead rows and not by their share of the table.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.2
 );
 
--- The claim's index. Equality on (queue, priority), then the order of execution: a million future jobs of a higher
--- priority are skipped by one descent, on every version of PostgreSQL.
+-- The index of the claim: equality on (queue, priority), then the order of execution. A million deferred jobs of a
+-- higher priority are skipped by one index descent, on every version of PostgreSQL.
 create index jobs_waiting on pgcron.jobs (queue, priority desc, execute_after, id)
     where state = 'queued' and not alone;
 
--- The few suspects.
+-- Suspects, of which there are few.
 create index jobs_suspect on pgcron.jobs (execute_after, id) where state = 'queued' and alone;
 
--- What a dead worker held.
+-- The jobs of a dead worker.
 create index jobs_held on pgcron.jobs (worker) where state = 'running';
 
 -- The levels in use: each queue with each priority that has a waiting job. One index descent per level, however many
--- jobs lie between.
+-- jobs there are between.
 create function pgcron.levels() returns table (queue text, priority smallint)
     language plpgsql stable rows 10
     set search_path = pg_catalog, pg_temp
@@ -162,7 +162,7 @@ create table pgcron.history (
     max_attempts  smallint    not null,
     crashes       smallint    not null,
     max_crashes   smallint    not null,
-    -- The last claim stays: a worker whose reply was lost asks here whether its own write had been committed.
+    -- The last claim is kept, so that a worker whose reply was lost can check whether its own write was committed.
     claim         uuid,
     worker        uuid,
     claimed_at    timestamptz,
@@ -172,10 +172,10 @@ create table pgcron.history (
     result        json
 ) with (autovacuum_vacuum_insert_scale_factor = 0.5);
 
--- Retention deletes the oldest of a state.
+-- Retention deletes the oldest jobs of each state.
 create index history_age on pgcron.history (state, finished_at);
 
--- Live and ended jobs as one. Stable: read it from your own SQL.
+-- Live and ended jobs together. Stable: your own SQL may read it.
 create view pgcron.all_jobs as
     select id, task, queue, priority, state, args, headers, tags, execute_after, attempt, max_attempts, crashes,
            max_crashes, alone, claim, worker, claimed_at, errors, created_at,
@@ -188,8 +188,8 @@ create view pgcron.all_jobs as
     from pgcron.history;
 
 create table pgcron.workers (
-    -- Drawn at random for each process start: host, pod and dyno names come back, and would inherit their
-    -- predecessor's jobs.
+    -- Random for each process start: host, pod and dyno names are reused, and a worker would inherit the jobs of its
+    -- predecessor.
     id         uuid primary key,
     beat       bigint      not null default 0 check (beat >= 0),
     beat_at    timestamptz not null default pgcron.clock(),
@@ -201,12 +201,13 @@ create table pgcron.workers (
     slots      int         not null check (slots >= 1),
     mode       text        not null,
     running    int         not null default 0,
-    -- Seconds since the worker's loop last turned, as of the beat: large when the process lives but does nothing.
+    -- Seconds since the last step of the worker's loop, as of the heartbeat: large if the process lives but does
+    -- nothing.
     idle_loop  real        not null default 0,
     stopping   boolean     not null default false
 ) with (fillfactor = 50);
 
--- Only queues about which something is to be said have a row.
+-- Only queues with a setting have a row.
 create table pgcron.queues (
     name      text primary key check (name <> ''),
     paused_at timestamptz

@@ -1,16 +1,16 @@
--- pgcron: the doors through which jobs come in, for every driver and language.
+-- pgcron: the functions that enqueue jobs, for every driver and language.
 --
--- They run in the caller's transaction: the job and the data it is about are committed together or not at all.
+-- They run in the caller's transaction: the job and the data it is about are committed together, or not at all.
 
--- Tell the workers that there is something to look for. Delivered when the transaction commits.
+-- Wake the workers. The notification is delivered when the transaction commits.
 create function pgcron.ring() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    -- A full notify queue makes every commit fail that carries a NOTIFY. A caller's business is never worth a
-    -- doorbell: workers look by themselves every few seconds. Asking for the usage also frees a queue that has
-    -- been full and would otherwise stay so after its cause is gone.
+    -- When the notification queue is full, every commit with a NOTIFY fails. A doorbell must never fail the caller's
+    -- transaction: workers also poll every few seconds. Reading the usage also frees a queue that would stay full after
+    -- its cause is gone.
     if pg_notification_queue_usage() < 0.25 then
         perform pg_notify('pgcron', '');
     end if;
@@ -55,7 +55,7 @@ begin
 end
 $$;
 
--- Enqueue many jobs in one statement; the ids come back in the order of `jobs`, an array of objects:
+-- Enqueue many jobs in one statement, and return their ids in the order of `jobs`, an array of objects with the keys
 -- task, args, queue, priority, execute_after or delay (seconds), max_attempts, headers, tags, max_crashes.
 create function pgcron.enqueue_many(jobs json, ring boolean default true) returns setof bigint
     language plpgsql
@@ -90,7 +90,7 @@ begin
         select a.task, a.args, a.queue, a.priority, a.execute_after, a.max_attempts, a.headers, a.tags,
                a.max_crashes, asked_at
         from asked as a
-        -- Ids are drawn as the rows are inserted, one after the other, so they come back in the order asked.
+        -- Ids are drawn one after the other as the rows are inserted, so they are returned in the order of the input.
         returning id;
     if enqueue_many.ring then
         perform pgcron.ring();
@@ -98,8 +98,8 @@ begin
 end
 $$;
 
--- End a running job inside its own business transaction: the effect and the completion are committed together, so
--- the effect happens exactly once. False if the job is no longer the caller's to end; the caller then rolls back.
+-- End a running job in the caller's transaction: the effect and the completion are committed together, so the effect
+-- happens exactly once. Returns false if the claim is no longer the caller's, who must then roll back.
 create function pgcron.complete(job_id bigint, claim uuid, result json default null) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp

@@ -1,16 +1,16 @@
--- pgcron: who may do what.
+-- pgcron: the rights of roles.
 --
--- Nothing is granted to PUBLIC. Roles belong to the server and are yours to create; this grants them one of four
--- parts, and may be called again after every migration (`pgcron migrate` says when a new one needs it):
+-- Nothing is granted to PUBLIC. Roles belong to the server and are created by you. This function grants them one of
+-- four parts. It may be called again after every migration (`pgcron migrate` reports when that is necessary):
 --
 --     select pgcron.allow('web', 'producer');
 --
---     producer   may enqueue, and nothing else: it cannot read arguments, not even of its own jobs
---     reader     may look at everything
---     worker     may run jobs: all that a worker process does, enqueueing included
---     admin      may operate: look, retry, cancel, delete, pause
+--     producer   can enqueue, and nothing else: it cannot read arguments, not even of its own jobs
+--     reader     can read everything
+--     worker     can run jobs: everything that a worker process does, including enqueueing
+--     admin      can operate: read, retry, cancel, delete, pause
 --
--- The owner of the schema alone migrates. Nobody but the owner can truncate or alter.
+-- Only the owner of the schema can migrate, truncate and alter.
 
 create function pgcron.allow(role_name name, part text) returns void
     language plpgsql
@@ -33,8 +33,8 @@ begin
             role_name);
     end if;
     if part in ('producer', 'worker') then
-        -- Of the columns, only those a caller may choose; of what is there, only which ids exist: a repeated
-        -- enqueue has to see that its first try got through.
+        -- Of the columns to write, only those that a caller may choose; of those to read, only the id, so that a
+        -- repeated enqueue can check whether its first try was committed.
         execute format('grant insert (%s), select (id) on pgcron.jobs to %I', enqueue_columns, role_name);
         execute format('grant select (id) on pgcron.history to %I', role_name);
         execute format('grant usage on sequence pgcron.jobs_id_seq to %I', role_name);

@@ -1,34 +1,33 @@
 -- pgcron: schedules and their ticks.
 -- oldest code: 3
 --
--- A schedule is a row: its definition, and how far its ticks are decided. A tick is a row: one due moment of a
--- schedule, with the job it was given, or with the reason why it was given none. (schedule, tick) is the key; the tick,
--- its job and the step of the schedule's `last_tick` are written in one transaction, and only if `revision` is still
--- what it was; so a tick fires once, whoever decides it and however often. `last_tick` never goes back past a tick that
--- has come.
+-- A schedule is a row with its definition and the last tick that is decided. A tick is a row too: one due time of a
+-- schedule, with its job, or with the reason why it has none. (schedule, tick) is the key. The tick, its job and the
+-- new `last_tick` of the schedule are written in one transaction, and only if `revision` has not changed. So a tick
+-- fires once, whoever decides it and however often. `last_tick` never goes back behind a tick that is due.
 --
--- Schedules declared in code are brought along by the workers that run that code. A generation is one such set of
--- declarations; what the newest of the generations with a living worker says about a schedule holds. So a rolling
--- deploy changes each schedule once, and a rollback changes it back when the last worker of the newer code is gone.
+-- Schedules declared in code are stored by the workers that run that code. A generation is one such set of
+-- declarations. For each schedule, the newest generation with a live worker applies. So a rolling deploy changes each
+-- schedule once, and a rollback changes it back when the last worker of the newer code is gone.
 
 create table pgcron.generations (
     id          text primary key,
-    -- In the order in which they were first seen, which is what makes one newer than another.
+    -- The order in which they were first seen, which defines which one is newer.
     number      bigint generated always as identity,
     app         text        not null,
     definitions json        not null check (json_typeof(definitions) = 'object'),
     declared_at timestamptz not null default pgcron.clock()
 );
 
--- Whose code a worker runs.
+-- The code that a worker runs.
 alter table pgcron.workers add column generation text;
 
--- One row: what the planners of all processes have in common.
+-- One row with the state that the planners of all processes share.
 create table pgcron.planner (
     is_only     boolean primary key default true check (is_only),
     -- The generations whose declarations are in force.
     generations text[]      not null default '{}',
-    -- When somebody last looked for runs that are missed, late, or over and not noted.
+    -- When a worker last searched for runs that are missed, late, or over and not recorded.
     watched_at  timestamptz not null default '-infinity',
     pruned_at   timestamptz not null default '-infinity'
 );
@@ -41,38 +40,38 @@ create table pgcron.schedules (
     app        text        not null,
     generation text,
     definition json        not null check (json_typeof(definition) = 'object'),
-    -- Counts every change of what follows, so that a decision is written only about the row it was made for.
+    -- Incremented by every change of what follows, so that a decision is written only if the row has not changed.
     revision   bigint      not null default 0,
     last_tick  timestamptz not null default pgcron.clock(),
     -- When to decide the next ticks. Null: never again, or when a run ends, or when something changes.
     plan_at    timestamptz default pgcron.clock(),
-    -- Since then its code, which has come to life, asks for one run at once. Whoever decides the next ticks makes it.
+    -- The time since which new code requests one run at its start. The next decision of ticks creates it.
     starts_at  timestamptz,
     runs       bigint      not null default 0 check (runs >= 0),
     last_end   timestamptz,
     paused_at  timestamptz,
-    -- No living worker's code declares it any more; it is remembered in case one does again.
+    -- No live worker's code declares it any more. The row is kept in case one does again.
     retired_at timestamptz,
     alarm      text check (alarm in ('missed', 'late')),
     alarm_tick timestamptz,
-    -- Why no ticks can be found for it.
+    -- The reason why no ticks can be found for it.
     trouble    text,
     created_at timestamptz not null default pgcron.clock(),
 
     check ((alarm is null) = (alarm_tick is null)),
     check (retired_at is null or plan_at is null),
-    -- What asks for a run is not forgotten.
+    -- A requested run at the start must not be forgotten.
     check (starts_at is null or (origin = 'code' and plan_at is not null))
 );
 
 create index schedules_due on pgcron.schedules (plan_at) where plan_at is not null;
 
 create table pgcron.ticks (
-    -- The name and no reference: what has been stays when the schedule goes.
+    -- The name and not a reference: past ticks are kept when the schedule is deleted.
     schedule    text        not null,
     tick        timestamptz not null,
     kind        text        not null default 'tick' check (kind in ('tick', 'start', 'manual', 'backfill')),
-    -- The tick with its jitter; of what is made by hand, the moment it was made.
+    -- The tick with its jitter; for runs requested by hand, the time of the request.
     due_at      timestamptz not null,
     late_at     timestamptz,
     job_id      bigint,
@@ -92,8 +91,8 @@ create index ticks_job on pgcron.ticks (job_id);
 create index ticks_open on pgcron.ticks (schedule, due_at) where outcome is null;
 create index ticks_age on pgcron.ticks (tick);
 
--- Take back the jobs of a schedule that have not begun: those of ticks still to come, or `entirely`, and then those
--- overdue are noted as skipped. What has begun is left alone.
+-- Withdraw the jobs of a schedule that have not begun: those of future ticks or, with `entirely`, also overdue ones,
+-- which are recorded as skipped. Runs that have begun are not changed.
 create function pgcron.withdraw(schedule_name text, entirely boolean, why text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -102,7 +101,7 @@ declare
     moment constant timestamptz := pgcron.clock();
     gone bigint[];
 begin
-    -- A schedule before its jobs and its ticks, as everybody takes them.
+    -- Lock a schedule before its jobs and its ticks, as every statement does.
     perform from pgcron.schedules as s where s.name = schedule_name for update;
     with withdrawn as (
         delete from pgcron.jobs as j
@@ -121,7 +120,7 @@ begin
     update pgcron.schedules as s
     set runs = greatest(0, s.runs - cardinality(gone)),
         revision = s.revision + 1,
-        -- Up to the last that is left, or until now: what is decided and has come stays decided.
+        -- The last tick that is left, or now: ticks that were decided and are due stay decided.
         last_tick = greatest(
             least(s.last_tick, moment),
             (select max(t.tick) from pgcron.ticks as t where t.schedule = schedule_name and t.kind = 'tick')
@@ -130,11 +129,12 @@ begin
 end
 $$;
 
--- Bring the schedules declared in code into line with the code of the workers that live now, or just the one of that
--- name, which another that was in its place has left. Returns what changed.
+-- Update the schedules declared in code to the code of the workers that are live now, or only `schedule_name`, when
+-- another schedule with that name was removed. Returns the changes.
 --
--- Whoever takes the planner's row takes it before any schedule, and a schedule before its jobs. That goes for who removes
--- a schedule as well, who holds both: who comes second holds nothing yet, and sees what the first has left.
+-- Every transaction that locks the planner's row locks it before any schedule, and a schedule before its jobs. This
+-- includes the removal of a schedule, which locks both. So the second transaction holds no lock while it waits, and
+-- sees what the first has written.
 create function pgcron.reconcile(schedule_name text default null) returns table (name text, what text)
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -151,12 +151,12 @@ begin
         select distinct w.generation from pgcron.workers as w where w.generation is not null order by w.generation
     );
     if schedule_name is not null then
-        -- Code whose workers are away for the moment brings no news when it comes back.
+        -- Code whose workers were away for a while is not new when they return.
         living := living || before;
     elsif living = before then
         return;
     end if;
-    -- In the order of their names, as who lets their runs in takes them.
+    -- In the order of their names, in which `admit` locks them too.
     perform
     from pgcron.schedules as s
     where s.origin = 'code' and (schedule_name is null or s.name = schedule_name)
@@ -177,11 +177,11 @@ begin
                s.definition::text is distinct from d.definition::text as is_changed,
                s.generation is distinct from d.generation         as is_others,
                case
-                   -- Only code that has just come to life asks for a run, and not whoever has made room for it.
+                   -- Only new code requests a run, and not a removal that makes room for an existing declaration.
                    when coalesce((d.definition ->> 'run_on_start')::boolean, false)
                         and not d.generation = any(before) and schedule_name is null
                    then greatest(moment, (
-                       -- A moment that is no other run's, also where the clock stands still, as in tests.
+                       -- A time that no other run has, even if the clock stands still, as in tests.
                        select max(t.tick) + interval '1 microsecond'
                        from pgcron.ticks as t
                        where t.schedule = d.name and t.tick between moment and moment + interval '1 millisecond'
@@ -202,7 +202,8 @@ begin
             update pgcron.schedules as s
             set definition = said.definition, generation = said.generation, app = said.app, retired_at = null,
                 trouble = null, plan_at = moment, starts_at = said.starts_at, revision = s.revision + 1,
-                -- A restart of everything is caught up with; what was away for longer begins anew.
+                -- After a restart of everything, missed ticks are caught up with; after a longer absence the schedule
+                -- starts anew.
                 last_tick = case
                     when said.retired_at < moment - interval '1 hour' then greatest(s.last_tick, moment)
                     else s.last_tick
@@ -211,7 +212,7 @@ begin
             return query select said.name, 'changed';
         elsif said.starts_at is not null then
             if (said.definition ->> 'after_finish')::boolean then
-                -- The run at the start is the next one, and the one after it counts from its end.
+                -- The run at the start is the next one, and the following one counts from its end.
                 perform pgcron.withdraw(said.name, false, 'the code was started');
             end if;
             update pgcron.schedules as s
@@ -223,14 +224,14 @@ begin
         end if;
     end loop;
     if schedule_name is not null then
-        -- The others, and the news of which generations live, are for a worker.
+        -- The other schedules, and the update of the live generations, are left to a worker.
         return;
     end if;
     for said in
         select s.name
         from pgcron.schedules as s
         where s.origin = 'code' and s.retired_at is null
-          -- Its own app lives, and does not say so any more. Of an app that is down nothing is known.
+          -- Its own app is live and does not declare it any more. Nothing is known about an app that is down.
           and exists (select from pgcron.generations as g where g.id = any(living) and g.app = s.app)
           and not exists (
               select
@@ -251,8 +252,8 @@ begin
 end
 $$;
 
--- May the jobs of these ticks begin? Judged under the lock of their schedules, by a snapshot taken after it, so two
--- runs that must not go on together cannot both be let in.
+-- Decide whether the jobs of these ticks may begin. Decided under the lock of their schedules, with a snapshot taken
+-- after it, so two runs that must not overlap cannot both be admitted.
 create function pgcron.admit(ids bigint[]) returns table (
     job_id bigint, verdict text, reason text, wait float8, previous timestamptz, kind text, is_late boolean, ping text
 )
@@ -281,7 +282,7 @@ begin
             from pgcron.schedules as s
             where s.name in (select t.schedule from pgcron.ticks as t where t.job_id = any(ids))
         ),
-        -- All runs of these schedules that are due and not over, with what is to become of each but for the others.
+        -- All due runs of these schedules that are not over, each with its fate if there were no others.
         open as (
             select t.schedule, t.tick, t.due_at, t.planned_at, t.job_id, t.kind, t.started_at, r.overlap, r.catch_up,
                    case
@@ -305,7 +306,8 @@ begin
                    case
                        when o.fate <> 'go' then 'skip'
                        when o.started_at is not null or o.overlap = 'allow' or earlier.tick is null then 'go'
-                       -- Runs that were asked for, by hand or to catch up with all, are not dropped; they take turns.
+                       -- Runs that were requested, by hand or by catching up with all ticks, are not skipped but wait
+                       -- for their turn.
                        when o.overlap = 'skip' and o.kind = 'tick'
                             and not (o.catch_up = 'all' and moment > o.due_at + case
                                 when o.planned_at > o.due_at then interval '0' else late
@@ -342,7 +344,7 @@ begin
             select n.schedule, count(*) as times from noted as n where n.verdict = 'skip' group by n.schedule
         ),
         given_back as (
-            -- A run that was skipped is none; and one counted from the end of the last has its place free again.
+            -- A skipped run does not count; and a schedule that counts from the end of its runs can plan the next one.
             update pgcron.schedules as s
             set runs = greatest(0, s.runs - k.times), plan_at = coalesce(s.plan_at, moment), revision = s.revision + 1,
                 last_end = greatest(s.last_end, moment)
@@ -362,7 +364,7 @@ begin
         from noted as n
         join rules as r on r.name = n.schedule
         union all
-        -- Judged before, and its job is still there: the reply was lost, or it was queued again by hand.
+        -- Decided before, and the job still exists: the reply was lost, or the job was retried by hand.
         select t.job_id, case when t.outcome = 'skipped' then 'skip' else 'go' end, t.reason, null, null, t.kind, false,
                null
         from pgcron.ticks as t
@@ -370,13 +372,13 @@ begin
 end
 $$;
 
--- A moment as people write it, in UTC.
+-- A time as people write it, in UTC.
 create function pgcron.as_text(moment timestamptz) returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
     as $$ select to_char(moment at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"') $$;
 
--- The parts of `allow`, with what is new.
+-- The parts of `allow`, with the new objects.
 create or replace function pgcron.allow(role_name name, part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -398,8 +400,8 @@ begin
             'pgcron.schedules, pgcron.ticks, pgcron.generations, pgcron.planner to %I', role_name);
     end if;
     if part in ('producer', 'worker') then
-        -- Of the columns, only those a caller may choose; of what is there, only which ids exist: a repeated
-        -- enqueue has to see that its first try got through.
+        -- Of the columns to write, only those that a caller may choose; of those to read, only the id, so that a
+        -- repeated enqueue can check whether its first try was committed.
         execute format('grant insert (%s), select (id) on pgcron.jobs to %I', enqueue_columns, role_name);
         execute format('grant select (id) on pgcron.history to %I', role_name);
         execute format('grant usage on sequence pgcron.jobs_id_seq to %I', role_name);

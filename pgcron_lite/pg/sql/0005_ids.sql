@@ -1,21 +1,21 @@
--- pgcron: ids that are in use already.
+-- pgcron: ids that are already in use.
 -- oldest code: 3
 --
--- Ids come from one sequence, and nobody draws one twice as long as the sequence goes forward only. It does not always:
--- a standby that was promoted before it had everything, a restore, a logical replica (sequences are not replicated) and
--- setval() all leave a sequence that is behind. Then an id is drawn that is in `jobs` or in `history` already, and:
+-- Ids come from one sequence, and none is drawn twice as long as the sequence only moves forward. It does not always: a
+-- standby that was promoted without the last commits, a restore, a logical replica (sequences are not replicated) and
+-- setval() all leave a sequence that is behind. Then an id is drawn that is already in `jobs` or `history`, and:
 --
---   - who enqueues draws another one, by next_id(); of a single row or a batch, all are stored or none;
---   - a job whose id is found in history when it ends is put there under a fresh id, see into_history();
---   - the sequence is moved on, by mend_sequence(): workers do it when they connect, and `pgcron migrate`.
+--   - a producer draws another one, by next_id(); a single job or a batch is stored completely or not at all;
+--   - a job whose id is in history when it ends is stored there under a new id, see into_history();
+--   - the sequence is moved forward, by mend_sequence(): workers do it when they connect, and so does `pgcron migrate`.
 --
--- Who has drawn an id is said by the nonce, a random number for each call that enqueues. A producer whose connection
--- broke before the reply came finds by it whether the row that is there is its own.
+-- The nonce, a random number for each call that enqueues, identifies who has drawn an id. A producer whose connection
+-- broke before the reply recognises by it whether an existing row is its own.
 
 alter table pgcron.jobs add column nonce bigint;
 alter table pgcron.history add column nonce bigint;
 
--- An id that is neither in `jobs` nor in `history`.
+-- Draw an id that is neither in `jobs` nor in `history`.
 create function pgcron.next_id() returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -32,7 +32,7 @@ begin
 end
 $$;
 
--- Several of them, in ascending order. Asks the tables once for all of them, which is what nearly always is enough.
+-- Draw several ids, in ascending order. Checks all of them with one query, which almost always suffices.
 create function pgcron.draw_ids(how_many int) returns bigint[]
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -40,7 +40,7 @@ create function pgcron.draw_ids(how_many int) returns bigint[]
 declare
     ids bigint[] := array(select nextval('pgcron.jobs_id_seq') from generate_series(1, how_many));
 begin
-    -- Drawn in one go, they lie side by side, and mostly nothing lies between the first and the last.
+    -- Drawn together, they are adjacent, and usually no other id is between the first and the last.
     if (
         exists (select from pgcron.jobs as j where j.id between ids[1] and ids[how_many])
         and exists (select from pgcron.jobs as j where j.id = any(ids))
@@ -54,8 +54,8 @@ begin
 end
 $$;
 
--- Move the sequence on to the newest id in use. Returns by how much it was behind: 0 if it was not; call it again until
--- it is 0, because who may not set the sequence moves it by a million at a time.
+-- Move the sequence forward to the newest id in use. Returns by how much it was behind, 0 if it was not. Call it again
+-- until it returns 0, because a role that may not set the sequence moves it by a million at a time.
 create function pgcron.mend_sequence() returns bigint
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -63,14 +63,15 @@ create function pgcron.mend_sequence() returns bigint
 declare
     ids constant regclass := 'pgcron.jobs_id_seq';
     portion constant bigint := 1000000;
-    -- An id may be chosen by who inserts a row. One beyond this was, and following it could use the sequence up.
+    -- A role that inserts a row may choose its id. Ids above this limit were chosen; following them could exhaust the
+    -- sequence.
     beyond constant bigint := 9007199254740992;
     last constant bigint := pg_sequence_last_value(ids);
     newest bigint;
     behind bigint;
 begin
-    -- What a worker asks each minute. Nothing lies behind the last value, while to find the newest id all would be passed
-    -- over that has been deleted under a long transaction.
+    -- The query that a worker runs each minute. It reads only ids above the last value, of which there are usually
+    -- none. Finding the newest id would read the entries of all deleted rows while a long transaction is open.
     if not exists (select from pgcron.jobs as j where j.id > last and j.id < beyond)
        and not exists (select from pgcron.history as h where h.id > last and h.id < beyond)
        and last is not null then
@@ -80,29 +81,29 @@ begin
         (select max(j.id) from pgcron.jobs as j where j.id < beyond),
         (select max(h.id) from pgcron.history as h where h.id < beyond)
     );
-    -- The last value is null as long as none was drawn, wherever the sequence begins.
+    -- The last value is null until the first id is drawn, wherever the sequence begins.
     behind := newest - coalesce(pg_sequence_last_value(ids), case when newest is not null then nextval(ids) end);
     if behind is null or behind <= 0 then
         return 0;
     end if;
     if behind > portion and has_sequence_privilege(ids, 'update')
        and has_table_privilege('pgcron.migrations', 'update') then
-        -- Never backwards, which would bring about what is to be mended. nextval() is not held up by any lock that we
-        -- could take: others would have to draw a million ids between the look above and here. Of those that come
-        -- here at the same time, the lock lets one after the other in. No role but the owner can hold it.
+        -- Never move it back, which would cause the very problem. No lock that we could take stops nextval(), but
+        -- others would have to draw a million ids between the query above and this statement. The lock serialises
+        -- concurrent calls of this function. Only the owner can hold it.
         lock table pgcron.migrations in share update exclusive mode;
         perform setval(ids, greatest(newest, pg_sequence_last_value(ids)));
     else
-        -- Drawing ids moves the sequence forward only, whoever else draws, and needs no right but to draw.
+        -- Drawing ids only moves the sequence forward, whoever else draws, and needs no other right.
         perform count(nextval(ids)) from generate_series(1, least(behind, portion));
     end if;
     return behind;
 end
 $$;
 
--- The id under which a job that ends goes into history, and its headers there. Mostly both are its own. If another job
--- is in history under that id, this one gets a fresh id, and a header names the id that it had; so neither is lost. No
--- row at all if the very same end is in history: then there is nothing to add.
+-- Return the id and the headers under which a job that ends is stored in history: usually its own. If another job is in
+-- history under that id, this one gets a new id, and a header contains the earlier one, so neither is lost. Returns no
+-- row if the same end of the same job is in history already.
 create function pgcron.into_history(job_id bigint, claim uuid, headers jsonb)
     returns table (history_id bigint, history_headers jsonb)
     language plpgsql rows 1
@@ -118,7 +119,7 @@ begin
         return next;
     elsif there.claim is distinct from into_history.claim or there.claim is null then
         history_id := pgcron.next_id();
-        -- Not in one word: the name of the schema would take the place of the first half.
+        -- Concatenated, because the name of the schema would replace its first part.
         history_headers := history_headers
             || jsonb_build_object(concat('pg', 'cron-earlier-id'), into_history.job_id::text);
         update pgcron.ticks as t
@@ -134,8 +135,8 @@ begin
 end
 $$;
 
--- End a running job inside its own business transaction: the effect and the completion are committed together, so
--- the effect happens exactly once. False if the job is no longer the caller's to end; the caller then rolls back.
+-- End a running job in the caller's transaction: the effect and the completion are committed together, so the effect
+-- happens exactly once. Returns false if the claim is no longer the caller's, who must then roll back.
 create or replace function pgcron.complete(job_id bigint, claim uuid, result json default null) returns boolean
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -161,7 +162,7 @@ $$;
 revoke execute on function pgcron.next_id(), pgcron.draw_ids(int), pgcron.mend_sequence(),
                            pgcron.into_history(bigint, uuid, jsonb) from public;
 
--- Roles that may enqueue, or work, go on without being allowed anew.
+-- Roles that may enqueue or work keep working without being allowed again.
 do $$
 declare
     role record;

@@ -1,18 +1,18 @@
--- pgcron: what becomes of ticks that come due while runs of their schedule are under way, or late.
+-- pgcron: ticks that become due while runs of their schedule are in progress, or late.
 -- oldest code: 3
 --
--- `admit` keeps its signature: workers of the version before go on.
+-- `admit` keeps its signature, so that workers of the previous version keep working.
 
--- The due ticks of these schedules whose runs are not over, each with the reason to skip it that holds whoever runs it
--- and whatever is under way; null if there is none. This is the one place in SQL that says so; the memory store has its
--- own in `memory/verdicts.py`, and the differential test holds the two together.
+-- Return the due ticks of these schedules whose runs are not over, each with the reason to skip it that does not depend
+-- on which worker runs it and on other runs in progress; null if there is none. This is the only place in SQL with this
+-- rule. The memory store has its own in `memory/verdicts.py`, and the differential test compares the two.
 --
--- With overlap "queue" a tick that waits for an earlier run of its own schedule is not missed, however long that run
--- takes: it is missed only if nothing of its schedule ran for a minute, counted from when it could have begun. What
--- waits is bounded instead: ticks beyond the bound are skipped, and their reason is the overlap.
+-- With overlap "queue", a tick that waits for an earlier run of its own schedule is not missed, however long that run
+-- takes. It is missed only if nothing of its schedule ran for a minute, counted from when it could have begun. The
+-- number of waiting ticks is limited instead: ticks beyond the limit are skipped, with the overlap as their reason.
 --
--- A run is outdated while its job is queued under another task or another queue than its schedule names now. Perhaps no
--- worker knows that task any more, so it is in no other run's way; a worker that still knows it may run it in its turn.
+-- A run is outdated while its job is queued under another task or queue than its schedule has now. There may be no
+-- worker left that knows that task, so it blocks no other run; a worker that still knows it may run it in its turn.
 create function pgcron.due_ticks(names text[]) returns table (
     schedule text, tick timestamptz, kind text, due_at timestamptz, planned_at timestamptz, started_at timestamptz,
     job_id bigint, overlap text, catch_up text, ready_at timestamptz, reason text, later bigint, is_outdated boolean
@@ -24,7 +24,7 @@ create function pgcron.due_ticks(names text[]) returns table (
 declare
     moment constant timestamptz := pgcron.clock();
     late constant interval := '60 seconds';
-    -- As many on-time ticks of a schedule wait for their turn; beside them, those that are caught up with.
+    -- The number of on-time ticks of a schedule that wait for their turn, not counting those that are caught up with.
     most_waiting constant int := 100;
     most_waiting_for_all constant int := 1000;
 begin
@@ -38,7 +38,7 @@ begin
                    s.definition ->> 'overlap'                                   as overlap,
                    s.definition ->> 'catch_up'                                  as catch_up,
                    make_interval(secs => (s.definition ->> 'start_within')::float8) as start_within,
-                   -- A run may have ended and its end not be noted yet.
+                   -- A run may have ended without its end being recorded yet.
                    greatest(s.last_end, max(h.finished_at))                     as last_end,
                    count(r.tick) filter (where not coalesce(
                        l.state = 'queued' and (
@@ -65,11 +65,11 @@ begin
         open as (
             select t.*,
                    t.kind = 'tick' and t.started_at is null                             as is_waiting,
-                   -- When it could have begun: runs that take turns begin after the run before.
+                   -- When it could have begun: runs that take turns begin after the previous one.
                    greatest(t.due_at, case
                        when t.overlap = 'queue' or (t.overlap = 'skip' and t.kind <> 'tick') then t.last_end
                    end)                                                                 as ready_at,
-                   -- An outdated tick stands for no other than its like.
+                   -- An outdated tick replaces only other outdated ones.
                    max(t.tick) filter (where t.kind = 'tick') over (
                        partition by t.schedule order by t.is_outdated
                    )                                                                    as newest
@@ -79,10 +79,10 @@ begin
             select o.*,
                    case
                        when not o.is_waiting then null
-                       -- Since a worker claimed its job, which was out of reach of `withdraw` then.
+                       -- `withdraw` could not reach its job, because a worker was claiming it.
                        when o.stopped is not null then o.stopped
                        when moment > o.due_at + o.start_within then 'too late'
-                       -- A tick whose turn has come, or comes when the run under way has ended, is no missed one.
+                       -- A tick whose turn has come, or comes when the current run ends, is not missed.
                        when o.overlap = 'queue' and (o.is_running or moment <= o.ready_at + late) then null
                        when o.catch_up = 'skip' and moment > o.due_at + late then 'missed'
                        when o.catch_up = 'latest' and o.tick < o.newest then 'missed; a later tick stands for it'
@@ -110,13 +110,13 @@ begin
                    when c.overlap = 'queue' and c.is_fresh and not c.is_outdated and c.waiting > c.most
                    then format('overlap: %s runs were waiting already', c.most)
                end,
-               -- How many that would run wait from this one on, itself included.
+               -- The number of runs that are not skipped and wait from this one on, including this one.
                c.later, c.is_outdated
         from counted as c;
 end
 $$;
 
--- Whoever may ask `admit` calls this through it.
+-- Roles that may call `admit` call this function through it.
 revoke execute on function pgcron.due_ticks(text[]) from public;
 do $$
 declare
@@ -132,19 +132,20 @@ begin
     end loop;
 end
 $$;
--- Decide whether the jobs of these ticks may begin. Judged under the lock of their schedules, by a snapshot taken after
--- it, so two runs that must not go on together cannot both be let in.
+-- Decide whether the jobs of these ticks may begin. Decided under the lock of their schedules, with a snapshot taken
+-- after it, so two runs that must not overlap cannot both be admitted.
 --
--- What is not skipped begins, or waits for its turn. Whoever ends a run releases the next one; to ask again after `wait`
--- seconds is for the case that nobody does.
+-- A run that is not skipped begins, or waits for its turn. Whoever ends a run releases the next one; asking again after
+-- `wait` seconds is for the case that no worker does.
 --
--- Outdated runs are passed over. One that had begun, before its worker gave it back, loses its place to the run that
--- passes it: it has not begun any more, and waits or is skipped like all others when a worker claims it. A claim that
--- commits after this snapshot asks here next, waits for the lock of the schedule, and finds the newer run.
+-- Outdated runs are passed over. If one had begun before its worker returned it to the queue, it loses its place to the
+-- run that passes it: it counts as not begun, and waits or is skipped like all others when a worker claims it. A claim
+-- that commits after this snapshot calls this function next, waits for the lock of the schedule, and finds the newer
+-- run.
 --
--- With catch_up "all" and overlap "skip" a tick is not skipped because of a run that is late itself, or that a late
--- run has delayed: it takes its turn, or else catching up with old ticks would lose new ones. To tell a delayed run it
--- is enough to look at the last run before it, as such runs follow one another.
+-- With catch_up "all" and overlap "skip", a tick is not skipped because of a run that is late itself, or that a late
+-- run has delayed. It waits for its turn, since otherwise catching up with old ticks would lose new ones. To recognise
+-- a delayed run it is enough to check the last run before it, because such runs follow one another.
 create or replace function pgcron.admit(ids bigint[]) returns table (
     job_id bigint, verdict text, reason text, wait float8, previous timestamptz, kind text, is_late boolean, ping text
 )
@@ -159,7 +160,7 @@ declare
     names constant text[] := array(select distinct t.schedule from pgcron.ticks as t where t.job_id = any(ids));
 begin
     perform from pgcron.schedules as s where s.name = any(names) order by s.name for update;
-    -- What `withdraw` would have skipped if a worker had not just claimed it.
+    -- `withdraw` would have skipped these if a worker had not just claimed them.
     update pgcron.ticks as t
     set outcome = 'skipped', reason = 'the schedule was removed', finished_at = moment
     where t.job_id = any(ids) and t.outcome is null and t.started_at is null and t.kind = 'tick'
@@ -169,7 +170,7 @@ begin
         with due as materialized (
             select d.*,
                    d.is_outdated and d.job_id <> all(ids)                          as is_passed,
-                   -- The first of those that go on, and the first of them that has begun, if any has.
+                   -- The first of those that are not skipped, and the first of them that has begun, if any has.
                    first_value(d.tick) over in_turn                                as first_tick,
                    first_value(d.tick) over begun_first                            as begun_tick,
                    first_value(d.started_at) over begun_first is not null          as has_begun
@@ -185,7 +186,7 @@ begin
         ),
         placed as (
             select d.*,
-                   -- The first run that is in its way.
+                   -- The first run that blocks it.
                    case when d.first_tick <> d.tick then d.first_tick when d.has_begun then d.begun_tick end
                        as earlier_tick
             from due as d
@@ -197,10 +198,11 @@ begin
                        when o.reason is not null then 'skip'
                        when o.started_at is not null or o.overlap = 'allow' or o.earlier_tick is null then 'go'
                        when o.overlap = 'queue' then 'wait'
-                       -- Runs that were asked for, by hand or to catch up with all, are not dropped; they take turns.
+                       -- Runs that were requested, by hand or by catching up with all ticks, are not skipped but wait
+                       -- for their turn.
                        when o.kind <> 'tick' then 'wait'
                        when o.catch_up = 'all' and (o.planned_at > o.due_at or moment > o.due_at + late) then 'wait'
-                       -- So do those that are in time, after runs that are not.
+                       -- Runs that are on time wait as well, if they follow runs that are not.
                        when o.catch_up = 'all' and exists (
                            select
                            from due as e
@@ -224,7 +226,7 @@ begin
         noted as (
             update pgcron.ticks as t
             set started_at  = case when j.verdict = 'go' then coalesce(t.started_at, moment) end,
-                -- A run that has waited for its turn is late by the time it takes from there.
+                -- The deadline of a run that has waited for its turn counts from the time when it could begin.
                 late_at     = case
                     when j.verdict = 'go' and t.started_at is null then t.late_at + (j.ready_at - t.due_at)
                     else t.late_at
@@ -256,8 +258,8 @@ begin
             select n.schedule, count(*) as times from noted as n where n.verdict = 'skip' group by n.schedule
         ),
         given_back as (
-            -- A run that was skipped is none; and one counted from the end of the last has its place free again. Others
-            -- go by when a run has ended.
+            -- A skipped run does not count; and a schedule that counts from the end of its last run can plan the next
+            -- one. Other schedules use the end of a run.
             update pgcron.schedules as s
             set runs = greatest(0, s.runs - k.times), revision = s.revision + 1,
                 plan_at = case when s.retired_at is null then coalesce(s.plan_at, moment) end,
@@ -279,8 +281,8 @@ begin
         from noted as n
         join pgcron.schedules as s on s.name = n.schedule
         union all
-        -- Judged before, and its job is still there: the reply was lost, or it was queued again by hand. Or its schedule
-        -- was removed since. What is not in the answer is no tick's job, whatever its headers say.
+        -- Decided before, and the job still exists: the reply was lost, or the job was retried by hand. Or its schedule
+        -- was removed since. A job that is not in the answer belongs to no tick, whatever its headers say.
         select t.job_id, case when t.outcome = 'skipped' then 'skip' else 'go' end, t.reason, null, null, t.kind, false,
                null
         from pgcron.ticks as t

@@ -1,19 +1,19 @@
 -- pgcron: a producer can only produce.
 -- oldest code: 3
 --
--- One row inserted by a role that may do nothing else must not stop, slow or mislead a worker or an operator. So the
--- values that such a role may choose are bounded here, whatever door they come through.
+-- A row inserted by a role that may do nothing else must not stop, slow down or mislead a worker or an operator. So the
+-- values that such a role may choose are bounded here, for every way to enqueue.
 --
--- The bounds are on domains and are not checked against rows that exist already ("not valid"): those rows stay as they
--- are, and end like all others. A domain is checked when a value is written to its column; a claim, which changes other
--- columns, does not look at it. So an old row that breaks a new rule stops nothing.
+-- The bounds are on domains and are not checked for existing rows ("not valid"): those rows stay as they are, and end
+-- like all others. A domain is checked when a value is written to its column; a claim changes other columns and does
+-- not check it. So an old row that violates a new bound stops nothing.
 
--- A type changes without a rewrite of the table only while its domain has no constraint.
+-- The type of a column changes without a rewrite of the table only while its domain has no constraint.
 create domain pgcron.priority_number as smallint;
 create domain pgcron.tag_names as text[];
 
--- The type of a column cannot change while a view reads it. The view keeps its grants and what depends on it: it reads
--- nothing for a moment, and gets its definition back.
+-- The type of a column cannot change while a view reads it. The view keeps its grants and dependent objects: it is
+-- replaced by an empty one for a moment, and then gets its definition back.
 do $$
 declare
     definition constant text := pg_get_viewdef('pgcron.all_jobs'::regclass);
@@ -31,15 +31,15 @@ begin
 end
 $$;
 
--- The claim looks at each priority in use.
+-- Bounded because the claim reads each priority in use.
 alter domain pgcron.priority_number
     add constraint priority_is_from_minus_100_to_100 check (value between -100 and 100) not valid;
--- As many deaths of a worker as a job may ask for.
+-- Bounds the number of times that a job may kill its worker.
 alter domain pgcron.from_one add constraint max_crashes_is_at_most_100 check (value <= 100) not valid;
--- Arguments are read by a process that does nothing else meanwhile.
+-- Bounded because a worker that decodes arguments does nothing else meanwhile.
 alter domain pgcron.arguments
     add constraint arguments_are_at_most_1_mb check (octet_length(value::text) <= 1048576) not valid;
--- Joined with nothing, the size is that of the value as it is read, and not that of its compressed form.
+-- Concatenated with an empty value, its size is that of the value as it is read, and not of its compressed form.
 alter domain pgcron.headers
     add constraint headers_are_at_most_64_kb check (value = '{}' or pg_column_size(value || '{}') <= 65536) not valid;
 alter domain pgcron.tag_names
@@ -53,9 +53,9 @@ alter domain pgcron.tag_names
         )
     ) not valid;
 
--- A producer names the id of a job, so that it can repeat an enqueue whose answer was lost. It must have drawn the id
--- from the sequence: with ids of its own making it could occupy those that others are about to draw. Nor may it name the
--- id of a job that has ended: two jobs would answer to that id, and the operator could retry neither.
+-- Check the id of a job that a producer inserts. A producer chooses it, so that it can repeat an enqueue whose reply
+-- was lost. It must have drawn the id from the sequence: otherwise it could occupy ids that others are about to draw.
+-- It must not be the id of a job that has ended: two jobs would have that id, and an operator could retry neither.
 create function pgcron.check_id() returns trigger
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -72,8 +72,8 @@ begin
 end
 $$;
 
--- Have the ids of producers checked. Not before there is one: a trigger costs each insert of a job a tenth of its time,
--- whoever inserts it, and whoever may change jobs is trusted with their ids anyway.
+-- Have the ids of producers checked, as soon as there is a producer: a trigger takes a tenth of the time of each insert
+-- of a job, whoever inserts it, and roles that may change jobs are trusted with their ids anyway.
 create function pgcron.check_ids() returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -83,7 +83,7 @@ begin
         select from pg_trigger as t
         where t.tgrelid = 'pgcron.jobs'::regclass and t.tgname = 'jobs_id_is_drawn'
     ) then
-        -- Before the row, as others who draw its id would wait for a row that is there, until the statement ends.
+        -- Before the row is inserted: otherwise others who draw its id would wait for the row until the statement ends.
         create trigger jobs_id_is_drawn before insert on pgcron.jobs
             for each row
             when (
@@ -91,7 +91,7 @@ begin
                 and new.id not between 1 and coalesce(pg_sequence_last_value('pgcron.jobs_id_seq'::regclass), 0)
             )
             execute function pgcron.check_id();
-        -- After it, when a job of that id that was ending meanwhile is in history.
+        -- After the insert, because a job with that id that was ending meanwhile is in history now.
         create trigger jobs_id_is_unused after insert on pgcron.jobs
             for each row
             when (not has_table_privilege('pgcron.jobs', 'update'))
@@ -113,7 +113,7 @@ begin
 end
 $$;
 
--- As before, with the types of the result written out.
+-- Unchanged, except that the types of the result are written out.
 create or replace function pgcron.levels() returns table (queue text, priority smallint)
     language plpgsql stable rows 10
     set search_path = pg_catalog, pg_temp
@@ -156,8 +156,9 @@ begin
 end
 $$;
 
--- Why a job would not be stored, in words, and what to do; null if it would. The constraints above say the same to those
--- who insert rows, by their names alone. Without a search path of its own, so that it is inlined into its callers.
+-- Return why a job would not be stored, and what to do; null if it would be stored. The constraints above check the
+-- same for roles that insert rows, but report only their names. Without a search path, so that it is inlined into its
+-- callers.
 create function pgcron.refusal(
     task text, args json, queue text, priority int, execute_after timestamptz, max_attempts int, headers jsonb,
     tags text[], max_crashes int
@@ -220,7 +221,7 @@ select case
 end
 $$;
 
--- Raise it. Strict, so that it is not called for what would be stored.
+-- Raise the refusal. Strict, so that it is not called if there is none.
 create function pgcron.refuse(reason text[], place text default '') returns text
     language plpgsql strict
     set search_path = pg_catalog, pg_temp
@@ -230,7 +231,7 @@ begin
 end
 $$;
 
--- As before, with the limits spoken of in words, and without `created_at`, which no caller has to choose.
+-- Unchanged, except that it explains the bounds, and has no parameter `created_at`, which no caller has to choose.
 create or replace function pgcron.enqueue(
     task          text,
     args          json        default '{}',
@@ -247,7 +248,7 @@ create or replace function pgcron.enqueue(
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    -- The caller's transaction is not to fail because the sequence is behind.
+    -- The caller's transaction must not fail because the sequence is behind.
     job_id constant bigint := (pgcron.draw_ids(1))[1];
     refused constant text[] := pgcron.refusal(
         enqueue.task, enqueue.args, enqueue.queue, enqueue.priority, enqueue.execute_after, enqueue.max_attempts,
@@ -287,7 +288,8 @@ begin
             'As in ''[{"task": "mail.send", "args": [7]}]''.'
         ]);
     end if;
-    -- What has another type than its column, before it is converted. A number may be given as a text, as before.
+    -- Refuse values of another type than their column before they are converted. A number may be given as a text, as
+    -- before.
     for entry in
         select e.value, e.position, case when json_typeof(e.value) = 'object' then (
             select k.key
@@ -344,7 +346,7 @@ begin
             ]
         end;
         if refused is null and entry.value ->> 'execute_after' is not null then
-            -- Only the conversion itself knows every way to write a time.
+            -- Only the conversion itself accepts every way to write a time.
             begin
                 perform (entry.value ->> 'execute_after')::timestamptz;
             exception when data_exception then
@@ -360,7 +362,7 @@ begin
     end loop;
     ids := pgcron.draw_ids(json_array_length(enqueue_many.jobs));
     return query
-        -- Read once, however often it is looked at.
+        -- Materialized, so that the JSON is parsed once.
         with asked as materialized (
             select ids[j.position]                                     as id,
                    j.position,
@@ -393,7 +395,7 @@ begin
                            a.max_crashes),
             concat('jobs[', a.position - 1, ']: ')
         ) is null
-        -- Rows are inserted, and come back, in the order asked.
+        -- Rows are inserted and returned in the order of the input.
         returning id;
     if enqueue_many.ring then
         perform pgcron.ring();
@@ -401,8 +403,8 @@ begin
 end
 $$;
 
--- Refuse a name that no right may be granted to: PUBLIC is everyone who can connect, and the roles that PostgreSQL
--- brings stand for groups of others.
+-- Refuse a role that must not be granted anything: PUBLIC is everyone who can connect, and the predefined roles of
+-- PostgreSQL stand for groups of others.
 create function pgcron.check_role(role_name name) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -420,7 +422,7 @@ begin
 end
 $$;
 
--- The parts of `allow`. Called again for a producer, it takes `created_at` back, which was granted before.
+-- The parts of `allow`. Called again for a producer, it revokes `created_at`, which was granted before.
 create or replace function pgcron.allow(role_name name, part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -446,8 +448,8 @@ begin
         perform pgcron.check_ids();
     end if;
     if part in ('producer', 'worker') then
-        -- Of the columns, only those a caller may choose; of what is there, only which ids exist and who has drawn
-        -- them: a repeated enqueue has to see whether its first try got through.
+        -- Of the columns to write, only those that a caller may choose; of those to read, only the id and the nonce, so
+        -- that a repeated enqueue can check whether its first try was committed.
         execute format('revoke insert (created_at) on pgcron.jobs from %I', role_name);
         execute format('grant insert (%s), select (id, nonce) on pgcron.jobs to %I', enqueue_columns, role_name);
         execute format('grant select (id, nonce) on pgcron.history to %I', role_name);
@@ -479,9 +481,9 @@ begin
 end
 $$;
 
--- Take a part back. A part contains others: worker contains all, admin contains reader. Denying a part takes the parts
--- it contains with it, since nothing records which of them were also granted by themselves; grant those anew that
--- the role is to keep. A part that contains the denied one stays whole: deny that one instead.
+-- Revoke a part. A part contains others: worker contains all, admin contains reader. Denying a part also revokes the
+-- parts that it contains, because nothing records which of them were also granted separately; grant those again that
+-- the role is to keep. A part that contains the denied one stays complete: deny that one instead.
 create function pgcron.deny(role_name name, part text) returns void
     language plpgsql
     set search_path = pg_catalog, pg_temp
@@ -497,7 +499,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     select r.oid into role_id from pg_roles as r where r.rolname = role_name;
-    -- What was granted to the role itself. Rights that it has through another role are that role's.
+    -- The rights that were granted to the role itself. Those that it has through another role belong to that role.
     if exists (
         select from pg_proc as p cross join lateral aclexplode(p.proacl) as a
         where p.oid = 'pgcron.levels()'::regprocedure and a.grantee = role_id and a.privilege_type = 'EXECUTE'
@@ -537,7 +539,7 @@ $$;
 
 revoke execute on all functions in schema pgcron from public;
 
--- Roles that may enqueue go on without being allowed anew.
+-- Roles that may enqueue keep working without being allowed again.
 do $$
 declare
     role record;
