@@ -97,6 +97,8 @@ class Worker:
         lease = app.settings.lease.total_seconds()
         self.slots = slots(app, card.slots, wake_loop, lambda: self.stopping, max_age=lease / 2, clock=clock)
         self.running: dict[int, Job] = {}
+        # Set with each job; reset by the process.
+        self.has_begun_jobs = False
         self.report = Reporter(app.events)
         self.turned_at = clock()
         # Since the last turn without trouble: refused logins; turns that were ended by a refused statement or by a
@@ -337,6 +339,7 @@ class Worker:
             self._written(pipelined.written)
             if self.stopping:
                 self.running.update((job.id, job) for job in pipelined.jobs)
+                self.has_begun_jobs = True
                 self._unreturned += pipelined.jobs
                 return
             jobs, rejected = self.scheduler.admit(pipelined.jobs)
@@ -420,6 +423,7 @@ class Worker:
         # The age counts from the request, not from the reply: if the process is frozen before it reads the reply,
         # other workers may have these jobs by now.
         self.running.update((job.id, job) for job in jobs)
+        self.has_begun_jobs = True
         self.slots.put(*jobs, since=asked_at)
 
     def _runs(self, job: Job) -> bool:

@@ -63,6 +63,7 @@ HANG_SECONDS = 20.0  # See `pg.bounded_connection` for what bounds the same wait
 MAX_REFUSALS = 8
 # How long the listener stays disconnected, to free its connection for a heartbeat that cannot connect.
 REST_SECONDS = 30.0
+REPAIR_SECONDS = 1.0
 # How long to wait at the end for pings that are being sent.
 REPORT_SECONDS = 3.0
 
@@ -208,6 +209,8 @@ class Process:
         self.has_left = False
         self._owns_process = threading.current_thread() is threading.main_thread()
         self._streams = Streams()
+        # For `_repair_after_tasks`.
+        self._was_busy, self._repair_at = False, 0.0
         self._watchdog: Watchdog | None = None
         self._wake = Wake()
         self._signals = Signals(self._wake.ring)
@@ -330,8 +333,7 @@ class Process:
         """Call `worker.step()` until the worker is stopping and no job runs, or the grace is over."""
         while True:
             # Before the step, which writes outcomes and logs them: whoever sees a job done may send a signal at once.
-            self._signals.reinstall()
-            self._streams.repair()
+            self._repair_after_tasks(worker)
             wait = worker.step()
             self._handle_events(worker, heartbeat)
             if self._ends is not None and monotonic() >= self._ends:
@@ -346,6 +348,17 @@ class Process:
             if self._ends is not None:
                 wait = min(wait, max(0.0, self._ends - monotonic()))
             self._sleep(worker, wait)
+
+    def _repair_after_tasks(self, worker: Worker) -> None:
+        """Undo what a task may have done to the signal handlers and to the standard streams."""
+        # Until the turn after the last job has ended. Later only threads that tasks have left behind can do it, and
+        # once a second is enough: in each turn, it would delay the job that an idle worker is woken for.
+        is_busy, now = bool(worker.running) or worker.has_begun_jobs, monotonic()
+        if is_busy or self._was_busy or now >= self._repair_at:
+            self._repair_at = now + REPAIR_SECONDS
+            self._signals.reinstall()
+            self._streams.repair()
+        self._was_busy, worker.has_begun_jobs = is_busy, False
 
     def _sleep(self, worker: Worker, seconds: float) -> None:
         # A stopping worker does not read the doorbell, so pending notifications would end every sleep.

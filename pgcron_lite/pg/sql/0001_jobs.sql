@@ -44,10 +44,14 @@ create domain pgcron.task_name as text check (value <> '' and length(value) <= 2
 create domain pgcron.queue_name as text check (value <> '' and length(value) <= 100);
 -- json and not jsonb: the text is returned as it was sent, such as 1e22 and -0.0, and is not parsed twice.
 create domain pgcron.arguments as json check (json_typeof(value) in ('object', 'array'));
--- Only names with texts: a worker decodes the headers of a whole batch at once, so each must be readable.
+-- Only names with texts: a worker decodes the headers of a whole batch at once, so each must be readable. Most jobs have
+-- none, and the path expression takes a tenth of the server's time for an enqueue.
 create domain pgcron.headers as jsonb check (
-    jsonb_typeof(value) = 'object'
-    and not jsonb_path_exists(value, 'strict $.* ? (@.type() != "string")', '{}', true)
+    value = '{}'
+    or (
+        jsonb_typeof(value) = 'object'
+        and not jsonb_path_exists(value, 'strict $.* ? (@.type() != "string")', '{}', true)
+    )
 );
 create domain pgcron.errors as jsonb check (jsonb_typeof(value) = 'array');
 create domain pgcron.due_time as timestamptz check (value between '2000-01-01' and '9000-01-01');
