@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -142,12 +142,17 @@ def _in_bulk(
         output.echo(f"no {' or '.join(states)} jobs match", err=True)
         return True
     confirm(f"{deed.verb.capitalize()} {output.count(len(ids), 'job')}?", yes)
-    done = 0
-    with click.progressbar(length=len(ids), label=deed.verb, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        for job_id in ids:
-            done += do(jobs, job_id)
-            bar.update(1)
+    done = sum(do(jobs, job_id) for job_id in _with_progress_bar(ids, deed.verb))
     output.echo(f"{output.count(done, 'job')} {deed.done}")
     if done < len(ids):
         output.echo(f"{output.count(len(ids) - done, 'job')} had changed state in the meantime", err=True)
     return True
+
+
+def _with_progress_bar(ids: Sequence[int], label: str) -> Iterator[int]:
+    """Yield the ids, with a progress bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from ids
+        return
+    with click.progressbar(ids, label=label, file=sys.stderr) as bar:
+        yield from bar

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from pgcron_lite.cli import pgcron
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(pgcron, ["cron", *words])
+    # Before click 8.2, standard error is mixed into standard output unless this is asked for.
+    separate = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    return CliRunner(**separate).invoke(pgcron, ["cron", *words])
 
 
 def lines(answer: Result) -> list[str]:
