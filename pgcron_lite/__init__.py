@@ -13,6 +13,7 @@ from .errors import JobEnded as JobEnded
 from .errors import JobFailed as JobFailed
 from .errors import LatePatch as LatePatch
 from .errors import LoginRefused as LoginRefused
+from .errors import NotRegistered as NotRegistered
 from .errors import OptionError as OptionError
 from .errors import PayloadError as PayloadError
 from .errors import PgCronError as PgCronError

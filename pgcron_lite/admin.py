@@ -5,12 +5,13 @@ Each call is one transaction of its own, unless its docstring says otherwise.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from . import durations
-from .checks import checked_id, checked_states, queue_name
+from .checks import checked_id, checked_states, checked_text, queue_name
 from .errors import OptionError, UnknownJob
 from .job import Job, QueueView, State
 from .retry import Duration
@@ -18,13 +19,10 @@ from .retry import Duration
 if TYPE_CHECKING:
     from .store import Store
 
-# The methods called `list` hide the built-in one.
-JobList = list[Job]
-QueueList = list[QueueView]
-
 PAGE = 500
-# Page size with arguments and results, which may be a megabyte each.
+# Size of the first page with arguments and results, which may be a megabyte each. It doubles while they are small.
 PAYLOAD_PAGE = 20
+SMALL_PAYLOAD = 256 * 1024
 # How many jobs `Queues.clear` cancels in one transaction.
 CLEARED_AT_ONCE = 1000
 
@@ -55,7 +53,7 @@ class Jobs:
         since: Duration | None = None,
         before: int | None = None,
         limit: int = 50,
-    ) -> JobList:
+    ) -> builtins.list[Job]:
         """Return the newest jobs that match, up to `limit`; `before=jobs[-1].id` continues with older ones.
 
         `state` is one state or several; `since` is how long ago a job was enqueued at most, as in "2h".
@@ -78,11 +76,19 @@ class Jobs:
 
         Without their payload, they come with no arguments, headers and results, which may be a megabyte each.
         """
+        if before is not None and (not isinstance(before, int) or isinstance(before, bool)):
+            raise OptionError(f"before={before!r}: expected the id of a job, which is job.id")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise OptionError(f"limit={limit!r}: expected a whole number of at least 1")
         states = checked_states(state)
+        for option, value in (("task", task), ("queue", queue), ("tag", tag)):
+            checked_text(value, option)
         span = None if since is None else durations.duration(since, name="since")
-        return self._pages(states, task, queue, tag, span, before, limit, with_payload)
+        if states == ():
+            return iter(())
+        # The table has no larger ids.
+        last = None if before is None else max(0, min(before, 2**63 - 1))
+        return self._pages(states or (), task, queue, tag, span, last, limit, with_payload)
 
     def cancel(self, job_id: int) -> bool:
         """Cancel the job if it has not begun. Return False if it is running, has ended, or does not exist."""
@@ -112,32 +118,37 @@ class Jobs:
             yield from page
             if not page:
                 return
+            if sum(len(job.args) + len(job.result or "") for job in page) < SMALL_PAYLOAD:
+                size = min(2 * size, PAGE)
             before, left = page[-1].id, None if left is None else left - len(page)
 
 
 class Queues:
-    """The queues. One exists as soon as it has a job or is paused."""
+    """The queues. One exists as soon as it has a job or is paused.
+
+    A job that was inserted in SQL may be in a queue whose name Python would refuse. That queue is handled like others.
+    """
 
     def __init__(self, store: Callable[[], Store]) -> None:
         self._store = store
 
-    def list(self) -> QueueList:
+    def list(self) -> builtins.list[QueueView]:
         """Return every queue that has waiting or running jobs, or is paused, sorted by name."""
         return self._store().queues()
 
     def get(self, name: str) -> QueueView:
         """Return the state of one queue, which may be empty."""
-        checked = queue_name(name)
-        return next((q for q in self.list() if q.name == checked), QueueView(checked, 0, 0, 0, 0.0, None))
+        found = next((q for q in self.list() if q.name == name), None)
+        return QueueView(queue_name(name), 0, 0, 0, 0.0, None) if found is None else found
 
     def pause(self, name: str) -> None:
         """Let no worker claim jobs of the queue until `resume`. Running jobs finish, new ones wait."""
-        self._store().pause(queue_name(name))
+        self._store().pause(self.get(name).name)
 
     def resume(self, name: str) -> bool:
         """Let workers claim jobs of the queue again. Return False if it was not paused."""
         store = self._store()
-        was_paused = store.resume(queue_name(name))
+        was_paused = store.resume(self.get(name).name)
         store.ring()
         return was_paused
 

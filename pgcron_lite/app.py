@@ -6,6 +6,7 @@ A process may have several apps. Constructing one stores its settings and does n
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -84,9 +85,6 @@ class PgCron(Declarations):
         self.name = name
         self.events = Events()
         self.arounds: list[Around] = []
-        self.schedules = Schedules(self)
-        self.jobs = Jobs(lambda: self.store)
-        self.queues = Queues(lambda: self.store)
         self._given: dict[str, Any] = {"database_url": url, **settings}
         config.Settings().with_values(self._given, f"PgCron({name!r})")
         self._configured: tuple[str, dict[str, Any]] | None = None
@@ -107,6 +105,23 @@ class PgCron(Declarations):
 
         def __getattr__(self, name: str) -> Any:
             refuse_attribute(self, name, "an app", "app", APP_METHODS)
+
+    # Cached properties and not attributes, so that mocks with `spec=PgCron` have them.
+
+    @functools.cached_property
+    def schedules(self) -> Schedules:
+        """The schedules in the database."""
+        return Schedules(self)
+
+    @functools.cached_property
+    def jobs(self) -> Jobs:
+        """The jobs of the queue, live and ended."""
+        return Jobs(lambda: self.store)
+
+    @functools.cached_property
+    def queues(self) -> Queues:
+        """The queues."""
+        return Queues(lambda: self.store)
 
     # Setting up
 
@@ -302,11 +317,22 @@ class PgCron(Declarations):
         five attempts), whatever its decorator says in the workers' code, its arguments are not checked, and they are
         given either by position or by name.
         """
+        if isinstance(task, Task):
+            raise OptionError(f"send({task!r}): expected a task's name, here {task.name!r}; or call its delay()")
         call = with_options(CallOptions(), "send()", options)
-        if written_name(task) in self.tasks:
+        if written_name(task, "task") in self.tasks:
             args, kwargs = checked_call(args, kwargs)
             return self.tasks[task].options(**options).delay(*args, **kwargs)
         return Handle(self, self._enqueue([job_by_name(self, task, args, kwargs, call)], call.conn)[0])
+
+    def _check_declared(self) -> None:
+        """Raise `OptionError` if a schedule runs a task that this app does not have."""
+        for schedule in self.declared.values():
+            if schedule.task not in self.tasks:
+                raise OptionError(
+                    f"schedule {schedule.name!r} runs the task {schedule.task!r}, which is not registered on {self!r}."
+                    " If it is a task of a blueprint: app.register(...)"
+                )
 
     @property
     def _definitions(self) -> dict[str, str]:

@@ -63,6 +63,8 @@ def with_options(earlier: CallOptions, where: str, given: GivenOptions) -> CallO
     for option in given:
         if option not in GivenOptions.__annotations__:
             near = near_miss(option, GivenOptions.__annotations__) or "."
+            if where == "send()":
+                near += " Arguments of the task go to args=[...] or kwargs={...}"
             raise OptionError(f"{where} has no option {option!r}{near}")
     if "conn" in given and given["conn"] is None:
         raise OptionError(
@@ -133,7 +135,7 @@ class ByName:
 
 def checked_call(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call:
     """Return the call with these arguments, which come from a caller."""
-    if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
+    if not isinstance(args, list | tuple):
         raise OptionError(f"send(args={short(args)}): expected a list, as in args=[1, 2]; names go to kwargs={{...}}")
     named = {} if kwargs is None else kwargs
     if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named):

@@ -14,12 +14,12 @@ from .serialization.json_codec import short
 STATES: tuple[State, ...] = get_args(State)
 
 
-def written_name(value: object) -> str:
+def written_name(value: object, option: str = "name") -> str:
     """Return `value` if it is a valid explicit name of a task."""
     if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable() or value != value.strip():
-        raise OptionError(f"name={value!r}: expected 1 to 200 printable characters, such as 'mail.send'")
+        raise OptionError(f"{option}={value!r}: expected 1 to 200 printable characters, such as 'mail.send'")
     if value.split(".")[0] == "__main__":
-        raise OptionError(f"name={value!r}: __main__ is another module in each process; leave it out of the name")
+        raise OptionError(f"{option}={value!r}: __main__ is another module in each process; leave it out of the name")
     return value
 
 
@@ -44,7 +44,7 @@ def priority_number(value: object) -> int:
 
 def tag_names(value: Sequence[str]) -> tuple[str, ...]:
     """Return the tags in `value`."""
-    if isinstance(value, str) or not all(isinstance(t, str) and t and t.isprintable() for t in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(t, str) and t and t.isprintable() for t in value):
         raise OptionError(f"tags={value!r}: expected a list of words, such as tags=['import']")
     if len(value) > bounds.MAX_TAGS or any(len(t) > bounds.MAX_TAG for t in value):
         raise OptionError(
@@ -59,7 +59,7 @@ def header_texts(value: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise OptionError(f"headers={value!r}: expected a dict of texts")
     for name, text in value.items():
-        if not (isinstance(name, str) and isinstance(text, str) and "\0" not in name + text):
+        if not (is_storable(name) and is_storable(text)):
             raise OptionError(f"headers: {name!r}: {text!r}: expected text for both, without NUL")
     # A character takes up to four bytes, and an entry has some overhead.
     if sum(4 * len(name) + 4 * len(text) + 16 for name, text in value.items()) > bounds.MAX_HEADERS_SIZE:
@@ -78,9 +78,23 @@ def checked_id(job_id: object, where: str) -> int:
     return job_id
 
 
-def checked_states(state: State | Sequence[State] | None) -> tuple[State, ...]:
-    """Return the states that `state` names."""
-    states = () if state is None else (state,) if isinstance(state, str) else tuple(state)
+def is_storable(value: object) -> bool:
+    """Return True for a text that PostgreSQL can store: without NUL and without lone surrogates."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def checked_text(value: str | None, option: str) -> str | None:
+    """Return `value` if it is a text that a stored one can be compared with."""
+    if value is not None and not is_storable(value):
+        raise OptionError(f"{option}={value!r}: expected a text, such as {option}='mail'")
+    return value
+
+
+def checked_states(state: State | Sequence[State] | None) -> tuple[State, ...] | None:
+    """Return the states that `state` names; None for any."""
+    if state is None:
+        return None
+    states = tuple(state) if isinstance(state, list | tuple | set | frozenset) else (state,)
     for each in states:
         if each not in STATES:
             raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -65,6 +66,11 @@ class Declarations(ABC):
         given = None if name is None else written_name(name)
 
         def register(function: Callable[P, R]) -> Task[P, R]:
+            if isinstance(function, Task):
+                raise OptionError(
+                    f"{function.name} is a task already: write @app.task below @app.cron and @app.every, next to the"
+                    " function, or give its options to one of them"
+                )
             self._check_open("register a task")
             check_function(function)
             task = Task(self, function, given or self._name_for(function), checked)
@@ -154,5 +160,6 @@ def task_name(function: Callable[..., Any]) -> str:
 
 
 def _place(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
+    # A decorator gives all functions that it wraps the same code.
+    code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

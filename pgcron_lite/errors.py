@@ -7,6 +7,7 @@
     ├── PayloadError          an argument or a result that cannot be stored (also a TypeError)
     ├── ConfigError           an invalid setting or URL (also a ValueError)
     ├── SetupFinished         registering on an app that already runs
+    ├── NotRegistered         a task whose blueprint no app has registered (also an AttributeError)
     ├── UnknownTask           a name that no registered task has
     ├── UnknownSchedule       a name that no schedule in the database has
     ├── UnknownJob            an id that is not in the database (any more)
@@ -46,6 +47,10 @@ class ConfigError(PgCronError, ValueError):
 
 class SetupFinished(PgCronError, RuntimeError):
     """The app is running; tasks and hooks are registered before that."""
+
+
+class NotRegistered(PgCronError, AttributeError):
+    """The task belongs to a blueprint that no app has registered yet, so it has no app."""
 
 
 class UnknownTask(PgCronError, LookupError):

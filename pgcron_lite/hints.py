@@ -118,6 +118,7 @@ BLUEPRINT_METHODS = {
     "on": "@app.on(event), on the app",
     "around": "@app.around, on the app",
     "send": "app.send('name', args=[...]), on the app",
+    "register": "app.register(blueprint), on the PgCron and not on the Flask app",
     "run_worker": "app.run_worker(), on the app",
     "before_request": "@app.around, on the app",
 }
@@ -139,11 +140,17 @@ SIGNALS = {
 
 def refuse_attribute(owner: object, name: str, what: str, short: str, methods: Mapping[str, str]) -> NoReturn:
     """Raise AttributeError for `owner.name`, with the call that another queue's `name` is here."""
-    known = [each for each in dir(type(owner)) if not each.startswith("_")]
+    if name.startswith("__"):
+        # Python itself asks for these; `__dict__` of an object with slots, for example, in `__dir__` below.
+        raise AttributeError(f"{what} has no attribute {name!r}", name=name, obj=owner)
+    if name in dir(type(owner)):
+        # A property or a slot, which has raised AttributeError itself.
+        object.__getattribute__(owner, name)
+    known = [each for each in object.__dir__(owner) if not each.startswith("_")]
     if name in methods:
         hint = f"; here it is {methods[name]}"
     else:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
         hint = f"; did you mean {short}.{near[0]}?" if near and not name.startswith("_") else ""
     raise AttributeError(f"{what} has no attribute {name!r}{hint}", name=name, obj=owner)
 

@@ -99,6 +99,9 @@ class Job:
         run_of = f" of {schedule}" if schedule and schedule != self.task else ""
         return f"{self.task}#{self.id}{run_of} (attempt {self.attempt}/{limit})"
 
+    def __hash__(self) -> int:
+        return hash((self.id, self.state, self.claim))
+
     @property
     def is_final(self) -> bool:
         return self.state in FINAL

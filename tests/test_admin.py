@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from pgcron_lite import Handle, OptionError, PgCron, UnknownJob
 from pgcron_lite.admin import PAGE, PAYLOAD_PAGE
+from pgcron_lite.job import NewJob
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -91,6 +93,15 @@ def test_listing_goes_over_the_edges_of_pages(app: PgCron) -> None:
         ({"since": "yesterday"}, "since='yesterday'"),
         ({"limit": 0}, "limit=0: expected a whole number of at least 1"),
         ({"limit": True}, "limit=True"),
+        ({"state": 5}, "state=5: expected one of queued"),
+        ({"task": 5}, "task=5: expected a text"),
+        ({"task": b"x"}, "task=b'x': expected a text"),
+        ({"task": ["a", "b"]}, "expected a text"),
+        ({"queue": True}, "queue=True: expected a text"),
+        ({"tag": "a\0"}, "tag=.*: expected a text"),
+        ({"tag": "\ud800"}, "tag=.*: expected a text"),
+        ({"before": "5"}, "before='5': expected the id of a job"),
+        ({"before": True}, "before=True: expected the id"),
     ],
 )
 def test_a_list_of_nonsense_is_refused(app: PgCron, options: Any, says: str) -> None:
@@ -196,3 +207,49 @@ def test_a_large_queue_is_cleared_in_parts(app: PgCron, monkeypatch: pytest.Monk
 def test_what_is_no_name_of_a_queue_is_refused(app: PgCron, method: str, wrong: Any) -> None:
     with pytest.raises(OptionError, match="queue="):
         getattr(app.queues, method)(wrong)
+
+
+def test_no_state_is_not_any_state(app: PgCron, jobs: dict[str, Handle[Any]]) -> None:
+    assert app.jobs.list(state=[]) == [*app.jobs.find(state=())] == []
+    assert len(app.jobs.list(state=None)) == 5
+
+
+def test_ids_beyond_those_of_the_table_are_bounds_as_well(app: PgCron, jobs: dict[str, Handle[Any]]) -> None:
+    assert len(app.jobs.list(before=2**70)) == 5
+    assert app.jobs.list(before=-(2**70)) == []
+
+
+def test_jobs_can_be_put_into_sets(app: PgCron, jobs: dict[str, Handle[Any]]) -> None:
+    assert len({*app.jobs.list(), *app.jobs.list()}) == 5
+
+
+def test_pages_grow_while_payloads_are_small(app: PgCron, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = app.task(name="work")(lambda x: x)
+    task.map(range(1000))
+    limits, find = [], app.store.find
+    monkeypatch.setattr(app.store, "find", lambda **given: limits.append(given["limit"]) or find(**given))
+
+    assert len(app.jobs.list(limit=1000)) == 1000
+    assert limits == [20, 40, 80, 160, 320, 380]
+    limits.clear()
+    monkeypatch.setattr("pgcron_lite.admin.SMALL_PAYLOAD", 0)
+    assert len(app.jobs.list(limit=60)) == 60
+    assert limits == [20, 20, 20]
+
+
+@pytest.mark.parametrize("name", ["a,b", " lead"])
+def test_a_queue_that_sql_has_made_is_handled_under_its_name(app: PgCron, name: str) -> None:
+    app.store.enqueue([NewJob("work", "{}", queue=name)])
+
+    assert app.queues.get(name).due == 1
+    app.queues.pause(name)
+    assert app.queues.resume(name)
+    assert app.queues.clear(name) == 1
+
+
+def test_a_mock_of_an_app_has_its_parts() -> None:
+    app = mock.Mock(spec=PgCron)
+
+    app.jobs.list()
+    app.queues.pause("mail")
+    app.schedules.list()

@@ -1,13 +1,18 @@
 """Blueprints: tasks of modules that do not import the app."""
 
+import functools
 import importlib
+import inspect
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from pgcron_lite import PgCron, TaskBlueprint, UnknownTask
-from pgcron_lite.errors import OptionError, PgCronError, SetupFinished
+from pgcron_lite.errors import NotRegistered, OptionError, PgCronError, SetupFinished
 
 
 @pytest.fixture
@@ -237,3 +242,96 @@ def test_a_task_of_a_blueprint_that_is_not_registered_is_unknown(app: PgCron, ma
 
     with pytest.raises(UnknownTask, match=r"no task named 'mail\.send'"):
         app.find_task("mail.send")
+
+
+def logged(function: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> str:
+        return function(*args, **kwargs)
+
+    return inner
+
+
+def test_two_functions_under_one_decorator_are_two_functions(app: PgCron, mail: TaskBlueprint) -> None:
+    mail.task(name="send")(logged(send))
+
+    with pytest.raises(OptionError, match=r"two tasks are named 'send'"):
+        mail.task(name="send")(logged(lambda: "texted"))
+    app.task(name="send")(logged(lambda: "texted"))
+    with pytest.raises(OptionError, match=r"two tasks are named 'send'"):
+        app.register(mail)
+
+
+def test_a_declaration_that_the_app_refuses_leaves_the_blueprint_as_it_was(app: PgCron, mail: TaskBlueprint) -> None:
+    app.task(name="mail.send")(print_it)
+    app.every("1h", name="hourly")(print_it)
+    app.register(mail)
+
+    with pytest.raises(OptionError, match="two tasks are named"):
+        mail.task(send)
+    task = mail.task(name="other")(send)
+    with pytest.raises(OptionError, match="two schedules are named"):
+        mail.every("2h", name="hourly")(task)
+
+    assert (list(mail.tasks), list(mail.declared)) == (["other"], [])
+
+
+def test_declarations_in_other_threads_are_not_lost_while_the_blueprint_is_registered(app: PgCron) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(30):
+            blueprint = TaskBlueprint(f"b{number}")
+
+            def declare(blueprint: TaskBlueprint = blueprint) -> None:
+                for each in range(40):
+                    blueprint.task(name=f"{blueprint.name}.{each}")(send)
+
+            thread = threading.Thread(target=declare)
+            thread.start()
+            app.register(blueprint)
+            thread.join()
+            assert len([name for name in app.tasks if name.startswith(f"b{number}.")]) == len(blueprint.tasks) == 40
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_schedule_of_a_task_whose_blueprint_was_forgotten_starts_no_worker(app: PgCron, mail: TaskBlueprint) -> None:
+    app.every("1s")(mail.task(send))
+
+    expected = r"schedule 'mail\.send' runs the task 'mail\.send', which is not registered on .*app\.register"
+    with pytest.raises(OptionError, match=expected):
+        app.run_worker(drain=True)
+    with pytest.raises(OptionError, match=expected), app.testing(at="2026-03-01 12:00") as t:
+        t.advance("1m")
+
+    app.register(mail)
+    assert app.run_worker(drain=True) == 0
+
+
+def test_a_task_that_is_not_registered_can_be_inspected_and_mocked(mail: TaskBlueprint) -> None:
+    task = mail.task(send)
+
+    assert not hasattr(task, "app")
+    assert dict(inspect.getmembers(task))["name"] == "mail.send"
+    assert mock.create_autospec(task)
+    with pytest.raises(NotRegistered, match="cannot be enqueued yet"):
+        task.app  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["x" * 199, "mail"])
+def test_the_name_of_a_task_is_checked_as_a_whole(name: str) -> None:
+    blueprint = TaskBlueprint(name)
+    send.__name__, before = "se\nd" if name == "mail" else "send", send.__name__
+    try:
+        with pytest.raises(OptionError, match="expected 1 to 200 printable characters"):
+            blueprint.task(send)
+    finally:
+        send.__name__ = before
+
+
+def test_the_options_of_a_task_go_below_its_schedule(app: PgCron, mail: TaskBlueprint) -> None:
+    for place in (app, mail):
+        scheduled = place.cron("@daily", name="nightly")(send)
+        with pytest.raises(OptionError, match=r"is a task already: write @app\.task below @app\.cron"):
+            place.task(max_attempts=3)(scheduled)

@@ -158,7 +158,7 @@ def save(program: Program, folder: Path) -> None:
 
 def run(program: Program, folder: Path, url: str) -> str:
     """What the program prints; if it fails, so does the test."""
-    ours = {"PGCRON_DATABASE_URL": url, "PGCRON_POLL": "0.5s", "PYTHONPATH": str(Path(pgcron_lite.__file__).parents[1])}
+    ours = {"DATABASE_URL": url, "PGCRON_POLL": "0.5s", "PYTHONPATH": str(Path(pgcron_lite.__file__).parents[1])}
     ended = subprocess.run(
         [sys.executable, *program.command],
         cwd=folder,

@@ -266,3 +266,19 @@ def test_how_long_to_wait_is_a_duration_like_any_other(add):
         handle.result(0.02)
     with pytest.raises(OptionError, match="timeout='soon'"):
         handle.result("soon")
+
+
+def test_an_error_inside_a_property_is_not_hidden_by_a_hint():
+    class Shop(PgCron):
+        @property
+        def mailer(self):
+            return None.send
+
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'send'"):
+        Shop("shop", url="memory://").mailer  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "near"), [("taks", "tasks"), ("job", "jobs"), ("queue", "queues")])
+def test_a_misspelt_attribute_of_an_app_is_recognised(app, name, near):
+    with pytest.raises(AttributeError, match=rf"did you mean app\.{near}\?"):
+        getattr(app, name)

@@ -125,6 +125,11 @@ def test_arguments_by_position_and_by_name_need_the_parameters(producer: PgCron)
         ({"eta": 3}, r"send\(\) has no option 'eta'; here it is execute_after"),
         ({"countdown": 3}, r"send\(\) has no option 'countdown'; here it is execute_after"),
         ({"queue": "a,b"}, "a queue's name has no comma"),
+        ({"args": {3, 1}}, "expected a list"),
+        ({"args": bytearray(b"ab")}, "expected a list"),
+        ({"tags": None}, "tags=None: expected a list of words"),
+        ({"headers": {"a": "\ud800"}}, "expected text for both"),
+        ({"order_id": 7}, r"no option 'order_id'\. Arguments of the task go to args=\[\.\.\.\] or kwargs"),
     ],
 )
 @pytest.mark.parametrize("is_known", [True, False])
@@ -137,8 +142,15 @@ def test_a_wrong_call_is_refused_alike(app: PgCron, producer: PgCron, is_known: 
 
 @pytest.mark.parametrize("name", ["", " add", None, 3, "__main__.add", "a\nb", ["add"]])
 def test_what_is_no_name_of_a_task_is_refused(producer: PgCron, name: Any) -> None:
-    with pytest.raises(OptionError, match="name="):
+    with pytest.raises(OptionError, match="task="):
         producer.send(name)
+
+
+def test_a_task_is_no_name_of_one(app: PgCron) -> None:
+    add = app.task(name="add")(lambda x: x)
+
+    with pytest.raises(OptionError, match=r"send\(<Task add>\): expected a task's name, here 'add'; or call its delay"):
+        app.send(add, [1])  # type: ignore[arg-type]
 
 
 def test_values_that_cannot_be_stored_are_refused_with_their_path(producer: PgCron) -> None:

@@ -43,7 +43,7 @@ class Filter:
     def find(self, jobs: Jobs, limit: int | None, *, with_payload: bool = False) -> Iterator[Job]:
         """Yield the matching jobs, newest first; arguments and results only `with_payload`."""
         return jobs.find(
-            state=self.states, task=self.task, queue=self.queue, tag=self.tag, since=self.since, limit=limit,
+            state=self.states or None, task=self.task, queue=self.queue, tag=self.tag, since=self.since, limit=limit,
             with_payload=with_payload,
         )  # fmt: skip
 

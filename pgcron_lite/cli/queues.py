@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from ..admin import Queues
-from ..checks import queue_name
 from . import Nouns, output
 from .context import queue
 
@@ -58,7 +57,6 @@ def list_queues(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def pause(ctx: click.Context, name: str) -> None:
     """Let no worker claim jobs of the queue NAME. Running jobs finish, new ones wait."""
-    queue_name(name)
     with queue(ctx) as store:
         queues = Queues(lambda: store)
         queues.pause(name)
@@ -72,7 +70,6 @@ def pause(ctx: click.Context, name: str) -> None:
 @click.pass_context
 def resume(ctx: click.Context, name: str) -> None:
     """Let workers claim jobs of the queue NAME again."""
-    queue_name(name)
     with queue(ctx) as store:
         was_paused = Queues(lambda: store).resume(name)
     output.echo(f"queue {name!r} is {'open again' if was_paused else 'open; it was not paused'}")
@@ -84,7 +81,6 @@ def resume(ctx: click.Context, name: str) -> None:
 @click.pass_context
 def clear(ctx: click.Context, name: str, yes: bool) -> None:
     """Cancel every waiting job of the queue NAME. Running ones go on; cancelled ones can be retried."""
-    queue_name(name)
     with queue(ctx) as store:
         queues = Queues(lambda: store)
         view = queues.get(name)

@@ -48,7 +48,7 @@ def list_schedules(ctx: click.Context, names: Sequence[str], as_json: bool) -> N
     """
     with opened(ctx) as app:
         now = app.store.now()
-        found, missing = (app.schedules.all(), False) if not names else _named(app, names)
+        found, missing = (app.schedules.list(), False) if not names else _named(app, names)
         hints = [] if names else list(_not_in_force(app, found))
     if as_json:
         for view in found:

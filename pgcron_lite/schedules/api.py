@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +173,7 @@ class Schedules:
     def __init__(self, app: SchedulingApp) -> None:
         self._app = app
 
-    def all(self) -> list[ScheduleView]:
+    def list(self) -> builtins.list[ScheduleView]:
         """Return every schedule, sorted by name."""
         return self._app.store.schedules()
 
@@ -233,7 +234,7 @@ class Schedules:
                 return Handle(self._app, added[now])
             now += timedelta(microseconds=1)
 
-    def backfill(self, name: str, since: datetime, until: datetime | None = None) -> list[Handle[Any]]:
+    def backfill(self, name: str, since: datetime, until: datetime | None = None) -> builtins.list[Handle[Any]]:
         """Run the ticks from `since` up to `until` (or now) that have not run, with `current_job.is_caught_up`."""
         store, schedule = self._app.store, self.get(name).schedule
         if schedule.after_finish:
@@ -251,12 +252,12 @@ class Schedules:
         store.ring()
         return [Handle(self._app, added[tick]) for tick in asked if tick in added]
 
-    def history(self, name: str, limit: int = 50, before: datetime | None = None) -> list[TickView]:
+    def history(self, name: str, limit: int = 50, before: datetime | None = None) -> builtins.list[TickView]:
         """Return the ticks that have been due or were cancelled earlier, newest first; also of a removed schedule."""
         store = self._app.store
         return store.ticks(name, before=before, until=store.now(), limit=limit)
 
-    def next(self, name: str, count: int = 5) -> list[datetime]:
+    def next(self, name: str, count: int = 5) -> builtins.list[datetime]:
         """Return its next `count` ticks, without those whose planned run was cancelled, deleted or run early."""
         view, store = self.get(name), self._app.store
         if view.schedule.after_finish:
@@ -264,7 +265,7 @@ class Schedules:
         now = store.now()
         gone = {tick.tick for tick in called_off(store, name, now)}
         ahead = (tick for tick in view.schedule.timing.between(now, END) if tick not in gone)
-        return list(itertools.islice(ahead, count))
+        return [*itertools.islice(ahead, count)]
 
     def _put(
         self, name: str, when: When, task: Task[..., Any] | str, tz: TimeZone, options: Mapping[str, Any], *,

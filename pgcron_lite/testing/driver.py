@@ -226,6 +226,7 @@ class WorkerControl:
             uuid.uuid4(), "testing", os.getpid(), ("*",), self._settings.slots, "inline", version(), generation
         )
         if self._keeps_schedules:
+            app._check_declared()
             store.declare(app.name, generation, app._definitions)
         store.register(card)
         self._forecast.disturb()

@@ -235,6 +235,7 @@ class Process:
         self._watchdog = self._start_watchdog()
         try:
             self._guard.start()
+            self.app._check_declared()
             store = self._store = self.app._open_store("pgcron worker", size=1)
             card = self._card()
             if not self._ready(store, card):

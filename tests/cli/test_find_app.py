@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support import python
 
+from pgcron_lite.cli.context import Chosen
+from pgcron_lite.cli.dev.command import require_app
 from pgcron_lite.cli.find_app import NothingHere, candidates, find_app
 from pgcron_lite.errors import AppNotFound
 
@@ -115,6 +117,18 @@ def test_several_files_that_make_an_app_are_listed(folder):
 
     with pytest.raises(AppNotFound, match=r"a\.py, b\.py\. Say which one: --app a"):
         candidates()
+    with pytest.raises(AppNotFound, match=r"Say which one: --app a"):
+        require_app(Chosen(), False)
+
+
+@pytest.mark.parametrize("way", ["--app", "PGCRON_APP"])
+def test_dev_needs_an_app_to_be_named_once(folder, monkeypatch, way):
+    write(folder, "a.py", ONE.format(name="app"))
+    write(folder, "b.py", ONE.format(name="app"))
+    if way == "PGCRON_APP":
+        monkeypatch.setenv(way, "b")
+
+    require_app(Chosen("b" if way == "--app" else None), False)
 
 
 def test_an_empty_folder_is_told_what_to_do(folder):

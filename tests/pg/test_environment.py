@@ -53,7 +53,7 @@ DEEDS = {
     "map of many": lambda app: app.tasks["add"].map([(n,) for n in range(500)]),
     "a handle": lambda app: app.handle(1).state(),
     "schedules.add": lambda app: app.schedules.add("s", "* * * * *", "add"),
-    "schedules.all": lambda app: app.schedules.all(),
+    "schedules.list": lambda app: app.schedules.list(),
 }
 
 
@@ -83,7 +83,7 @@ def test_a_producer_of_the_same_environment_or_of_none_is_accepted(
     assert count(pg_url) == 1
 
 
-@pytest.mark.parametrize("deed", ["delay", "schedules.all"])
+@pytest.mark.parametrize("deed", ["delay", "schedules.list"])
 def test_a_database_without_a_schema_names_the_command(empty_pg_url: str, made: list[PgCron], deed: str) -> None:
     with pytest.raises(SchemaMismatch, match="Run: pgcron migrate"):
         DEEDS[deed](shop(made, empty_pg_url))

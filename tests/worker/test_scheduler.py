@@ -324,7 +324,7 @@ def test_a_worker_without_a_scheduler_plans_nothing(
 
     advance(make_worker(plans_ticks=False), clock, 5 * MINUTE)
 
-    assert app.schedules.all() == []
+    assert app.schedules.list() == []
 
 
 def test_a_scheduler_alone_plans_and_runs_nothing(
@@ -555,7 +555,7 @@ def test_a_schedule_may_be_added_changed_and_removed(
     advance(worker, clock, timedelta(minutes=30))
 
     assert [tick for _, tick, _, _ in seen] == [START + 10 * MINUTE, START + 15 * MINUTE]
-    assert app.schedules.all() == []
+    assert app.schedules.list() == []
 
 
 def test_a_removed_run_time_schedule_is_replaced_by_the_declared_one(

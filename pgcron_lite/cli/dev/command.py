@@ -72,7 +72,7 @@ def dev(
         raise click.UsageError("--run ends after one job; leave out the COMMAND")
     if call is not None and not call.split():
         raise click.UsageError("--run expects a task and its arguments: --run 'hello.add 1 2'")
-    _see_that_there_is_an_app(chosen(ctx), new)
+    require_app(chosen(ctx), new)
     provide_database()
     os.environ[CALLED_AS] = called_as()
     words = _worker_words(chosen(ctx).given, for_worker, call)
@@ -82,19 +82,16 @@ def dev(
 
 # The app
 
-def _see_that_there_is_an_app(app: Chosen, new: bool) -> None:
+def require_app(app: Chosen, new: bool) -> None:
     """Write hello.py if the user wants it. Before anything starts, refuse an app that the child would not import."""
     if new or (not _is_there_one(app) and sys.stdin.isatty() and _wants_hello()):
-        _check_owners(app, [NEW_APP])
+        if find_app.asked_for(app.given) is None:
+            find_app.check_owners(Path.cwd(), [NEW_APP])
         _write_hello()
     if not _is_there_one(app):
         raise find_app.NothingHere(f"there is no app in this folder. {find_app.HOW}")
-    _check_owners(app, find_app.candidates())
-
-
-def _check_owners(app: Chosen, modules: list[str]) -> None:
     if find_app.asked_for(app.given) is None:
-        find_app.check_owners(Path.cwd(), modules)
+        find_app.check_owners(Path.cwd(), find_app.candidates())
 
 
 def _is_there_one(app: Chosen) -> bool:

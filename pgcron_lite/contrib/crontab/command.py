@@ -109,7 +109,7 @@ def import_crontab(
     with opened(ctx, with_tasks=True) as app:
         _check_shell(app)
         now = app.store.now()
-        there = {view.name: view for view in app.schedules.all()}
+        there = {view.name: view for view in app.schedules.list()}
         reports = list(take_over(app, how, entries, problems, there, now, write=not dry_run))
         kept = {report.schedule.name for report in reports}
         gone = [view for view in there.values() if _is_ours(view, how) and view.name not in kept]

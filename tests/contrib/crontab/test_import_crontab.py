@@ -87,7 +87,7 @@ def app(store: Any) -> PgCron:
 def imported(app: PgCron, text: str, how: Import | None = None, *, write: bool = True) -> dict[str, str]:
     """The commands of a crontab with what became of each, problems among them."""
     entries, problems = parser.read(text)
-    there = {view.name: view for view in app.schedules.all()}
+    there = {view.name: view for view in app.schedules.list()}
     reports = list(
         take_over(app, how or Import("cron-", DAY), entries, problems, there, app.store.now(), write=write)
     )
@@ -97,7 +97,7 @@ def imported(app: PgCron, text: str, how: Import | None = None, *, write: bool =
 def test_each_job_of_a_crontab_becomes_a_schedule_that_does_what_cron_does(app: PgCron) -> None:
     imported(app, TAB)
 
-    backup, mail = (view.schedule for view in app.schedules.all())
+    backup, mail = (view.schedule for view in app.schedules.list())
     assert re.fullmatch(r"cron-backup-sh-[0-9a-f]{8}", backup.name)
     assert (str(backup.timing), backup.task, backup.overlap, backup.catch_up, backup.max_attempts, backup.tags) == (
         "30 2 * * *", "pgcron.shell", "allow", "skip", 1, ("crontab:cron-",)
@@ -112,17 +112,17 @@ def test_each_job_of_a_crontab_becomes_a_schedule_that_does_what_cron_does(app: 
 
 def test_the_same_crontab_again_changes_nothing(app: PgCron) -> None:
     first = imported(app, TAB)
-    before = app.schedules.all()
+    before = app.schedules.list()
     second = imported(app, "# moved down\n\n" + TAB)
 
     assert list(first.values()) == ["new", "new"]
     assert list(second.values()) == ["same", "same"]
-    assert app.schedules.all() == before
+    assert app.schedules.list() == before
 
 
 def test_a_schedule_is_replaced_when_it_is_to_be_another_and_stays_paused(app: PgCron) -> None:
     imported(app, TAB)
-    name = app.schedules.all()[0].name
+    name = app.schedules.list()[0].name
     app.schedules.pause(name)
 
     again = imported(app, TAB, Import("cron-", DAY / 24))
@@ -134,17 +134,17 @@ def test_a_schedule_is_replaced_when_it_is_to_be_another_and_stays_paused(app: P
 
 def test_commands_run_in_the_home_of_the_crontab_or_where_it_is_said(app: PgCron) -> None:
     imported(app, "@daily a\nHOME=/srv\n@daily b\n")
-    home = {json.loads(view.schedule.args)["command"]: view.schedule.args for view in app.schedules.all()}
+    home = {json.loads(view.schedule.args)["command"]: view.schedule.args for view in app.schedules.list()}
     imported(app, "@daily c\n", Import("cron-", DAY, "/opt"))
 
     assert "cwd" not in json.loads(home["a"])
     assert json.loads(home["b"])["cwd"] == "/srv"
-    assert [json.loads(v.schedule.args).get("cwd") for v in app.schedules.all() if "-c-" in v.name] == ["/opt"]
+    assert [json.loads(v.schedule.args).get("cwd") for v in app.schedules.list() if "-c-" in v.name] == ["/opt"]
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(app: PgCron) -> None:
     assert list(imported(app, TAB, write=False).values()) == ["new", "new"]
-    assert app.schedules.all() == []
+    assert app.schedules.list() == []
 
 
 def test_a_schedule_that_no_import_has_made_is_left_alone(app: PgCron) -> None:
@@ -163,7 +163,7 @@ def test_what_cannot_be_stored_is_a_problem_of_its_line(app: PgCron) -> None:
 
     assert answer.pop("b") == "new"
     assert len(answer) == 1
-    assert [view.name[:7] for view in app.schedules.all()] == ["cron-b-"]
+    assert [view.name[:7] for view in app.schedules.list()] == ["cron-b-"]
 
 
 def test_a_report_has_a_line_for_each_job(run: Run, pg_url: str, folder: Path) -> None:
