@@ -340,7 +340,7 @@ def test_a_command_that_is_frozen_is_killed(folder, pg_url, signals):
         eventually(lambda: running.says(r"tasks:"), within=60)
         command = int(beside.read_text()[:-1])
         os.kill(command, signal.SIGSTOP)
-        eventually(lambda: watchdog.look_at(command)[0] == "T")
+        eventually(lambda: watchdog.process_state(command)[0] == "T")
 
         for _ in range(signals):
             running.process.send_signal(signal.SIGINT)

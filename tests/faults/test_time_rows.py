@@ -407,7 +407,7 @@ def test_a_schedule_that_was_edited_into_nonsense_breaks_alone(
     scheduler.step()
 
     assert [view.outcome for view in store.ticks("good")] == [None, "done"]
-    assert "is one edited by hand?" in caplog.text
+    assert "was one edited by hand?" in caplog.text
     assert store.schedules("bad")[0].trouble is not None
 
 
