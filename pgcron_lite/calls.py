@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
 from . import durations, retry
-from .checks import header_texts, priority_number, queue_name, tag_names, written_name
+from .checks import header_texts, priority_number, queue_name, tag_names
 from .errors import OptionError
 from .hints import near_miss
 from .interfaces import App, NamedTask
@@ -112,7 +112,7 @@ def job_by_name(
     app: App, name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, call: CallOptions
 ) -> NewJob:
     """Return the job of a task that this process knows by its name alone."""
-    task = ByName(written_name(name))
+    task = ByName(name)
     [job] = new_jobs(app, task, [checked_call(args, kwargs)], TaskOptions(), call, task.dumps)
     return job
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from pgcron_lite import PgCron
+from pgcron_lite.calls import GivenOptions
 from pgcron_lite.errors import OptionError, PayloadError
+from pgcron_lite.serialization.arguments import CALL_OPTIONS
 from pgcron_lite.worker import process
 
 
@@ -184,3 +186,7 @@ def test_one_bad_call_in_a_map_enqueues_none(app, add):
         add.map([(1,), ()])
 
     assert app.store.get(1) is None
+
+
+def test_the_options_that_delay_recognises_as_misplaced_are_those_of_a_call():
+    assert set(CALL_OPTIONS) == set(GivenOptions.__annotations__)

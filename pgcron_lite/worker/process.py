@@ -63,6 +63,7 @@ HANG_SECONDS = 20.0  # See `pg.bounded_connection` for what bounds the same wait
 MAX_REFUSALS = 8
 # How long the listener stays disconnected, to free its connection for a heartbeat that cannot connect.
 REST_SECONDS = 30.0
+# How often an idle worker repairs its signal handlers and standard streams.
 REPAIR_SECONDS = 1.0
 # How long to wait at the end for pings that are being sent.
 REPORT_SECONDS = 3.0

@@ -454,14 +454,14 @@ def test_jobs_are_retried_cancelled_and_deleted_by_id(run, pg_url):
 @pytest.mark.usefixtures("some_jobs")
 def test_deleting_by_id_asks(run, pg_url):
     refused = run("jobs", "delete", 1, stdin="n\n")
-    nobody = run("jobs", "delete", 1, 2)
+    unanswered = run("jobs", "delete", 1, 2)
     kept = ids(run("jobs", "list", "--json"))
     agreed = run("jobs", "delete", 1, 2, stdin="y\n")
 
-    assert (refused.returncode, nobody.returncode, agreed.returncode) == (1, 1, 0)
+    assert (refused.returncode, unanswered.returncode, agreed.returncode) == (1, 1, 0)
     assert "Delete job #1? [y/N]" in refused.stderr
-    assert "Delete 2 jobs? [y/N]" in nobody.stderr
-    assert "nothing was changed; --yes answers for you" in nobody.stderr
+    assert "Delete 2 jobs? [y/N]" in unanswered.stderr
+    assert "nothing was changed; --yes answers for you" in unanswered.stderr
     assert kept == [4, 3, 2, 1]
     assert ids(run("jobs", "list", "--json")) == [4, 3]
 
@@ -496,14 +496,14 @@ def test_a_running_job_is_not_cancelled_and_the_answer_says_why(run, pg_url, fol
 @pytest.mark.usefixtures("some_jobs")
 def test_bulk_work_says_how_many_and_asks(run, pg_url):
     refused = run("jobs", "cancel", "--task", "shop.add", stdin="n\n")
-    nobody = run("jobs", "cancel", "--task", "shop.add")
+    unanswered = run("jobs", "cancel", "--task", "shop.add")
     agreed = run("jobs", "cancel", "--task", "shop.add", stdin="y\n")
     unasked = run("jobs", "retry", "--state", "failed", "--state", "cancelled", "--yes")
     none_fit = run("jobs", "retry", "--since", "1h", "--yes")
 
-    assert (refused.returncode, nobody.returncode) == (1, 1)
+    assert (refused.returncode, unanswered.returncode) == (1, 1)
     assert "Cancel 1 job? [y/N]" in refused.stderr
-    assert "nothing was changed; --yes answers for you" in nobody.stderr
+    assert "nothing was changed; --yes answers for you" in unanswered.stderr
     # Older releases of click put the blank after the question on this stream.
     assert agreed.stdout.strip() == "1 job cancelled"
     assert unasked.stdout == "2 jobs queued again\n"
